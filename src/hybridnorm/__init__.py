@@ -1,0 +1,25 @@
+"""Pretrain transformers with HybridNorm, and compare normalization placements honestly."""
+
+from typing import TYPE_CHECKING, Any
+
+# The function `placement` deliberately takes the place of the subpackage's attribute: `from
+# hybridnorm.placement import ...` works as ever, and `hybridnorm.placement("pre-norm")` too.
+from hybridnorm.placement import Placement, placement
+
+if TYPE_CHECKING:
+    from hybridnorm.model.config import ModelConfig as ModelConfig
+    from hybridnorm.model.transformer import Transformer as Transformer
+
+__version__ = "0.1.0"
+__all__ = ["ModelConfig", "Placement", "Transformer", "placement"]
+
+_LAZY = {"ModelConfig": "hybridnorm.model.config", "Transformer": "hybridnorm.model.transformer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when a model is asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'hybridnorm' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

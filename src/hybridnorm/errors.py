@@ -1,0 +1,15 @@
+"""The one exception a user sees: a single line that names what is wrong and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HybridNormError(ValueError):
+    """Bad input (a config field, a file, a device). The command line prints it as one line."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A `did you mean` clause for an unknown name, or the known names where none is near."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"

@@ -1,0 +1,1 @@
+"""Decoder-only transformer: configuration, norms, blocks, initialization, generation."""

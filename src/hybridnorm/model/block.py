@@ -1,0 +1,58 @@
+"""One block for all placements: two residual sublayers that read their specs."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.layers import Attention, FeedForward, KVCache, Rope
+from hybridnorm.model.norms import Site
+from hybridnorm.placement.spec import BlockSpec, Sublayer
+
+
+class Residual(nn.Module):
+    """A branch (attention or feed-forward) with the norms, scales and skip around it.
+
+    What the branch adds to the stream is the output of `branch_scale`: hook that, not `branch`.
+    """
+
+    def __init__(self, branch: nn.Module, spec: Sublayer, site: Site) -> None:
+        super().__init__()
+        self.skip = spec.skip
+        self.input_norm = site.norm(spec.input_norm)
+        self.input_scale = site.scale(spec.input_scale)
+        self.branch = branch
+        self.output_norm = site.norm(spec.output_norm)
+        self.skip_scale = site.scale(spec.skip_scale)
+        self.branch_scale = site.scale(spec.branch_scale)
+        self.post_norm = site.norm(spec.post_norm)
+
+    def forward(self, x: Tensor, x_block: Tensor, **inputs: Any) -> Tensor:
+        """Streams `(batch, seq, d_model)` in and out; `inputs` go to the branch."""
+        n = self.input_norm(x)
+        b = self.output_norm(self.branch(self.input_scale(n), **inputs))
+        match self.skip:
+            case "raw":
+                r = x
+            case "normed":
+                r = n
+            case "block_input":
+                r = x_block
+            case "raw+block_input":
+                r = x + x_block
+        return self.post_norm(self.skip_scale(r) + self.branch_scale(b))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each around the residual stream."""
+
+    def __init__(self, config: ModelConfig, spec: BlockSpec, site: Site) -> None:
+        super().__init__()
+        attention = Attention(config, spec.attention, site)
+        feed_forward = FeedForward(config, spec.feed_forward, site)
+        self.attention = Residual(attention, spec.attention, site)
+        self.feed_forward = Residual(feed_forward, spec.feed_forward, site)
+
+    def forward(self, x_BTD: Tensor, rope: Rope, cache: KVCache | None = None) -> Tensor:
+        y_BTD = self.attention(x_BTD, x_BTD, rope=rope, cache=cache)
+        return self.feed_forward(y_BTD, x_BTD)  # type: ignore[no-any-return]

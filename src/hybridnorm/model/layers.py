@@ -1,0 +1,147 @@
+"""Linear layers, rotary embedding, attention and feed-forward network.
+
+Shape suffixes: B batch, T sequence, D d_model, H query heads, G key/value heads, K head width,
+F d_ff.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.norms import Site
+from hybridnorm.placement.spec import AttentionSpec, FeedForwardSpec
+from hybridnorm.placement.spec import Norm as NormSpec
+
+
+class Linear(nn.Linear):
+    """A bias-free linear layer whose float32 master weight is cast to its input's dtype.
+
+    This is the whole precision policy: the activations' dtype decides, on every device.
+    """
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Left empty: initialization.initialize draws all weights by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of the rotary embedding, float32 `(seq, head_dim)`."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rope(positions_T: Tensor, head_dim: int, theta: float) -> Rope:
+    """The rotary embedding at integer positions `(seq,)` (Su et al. 2021, half-split layout)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32)
+    angles = positions_T.float()[:, None] / theta ** (exponents / head_dim)
+    angles_TK = torch.cat((angles, angles), dim=-1)
+    return Rope(angles_TK.cos(), angles_TK.sin())
+
+
+def apply_rope(x_BTHK: Tensor, rope: Rope) -> Tensor:
+    """Rotate heads `(batch, seq, heads, head_dim)` in float32."""
+    x = x_BTHK.float()
+    left, right = x.chunk(2, dim=-1)
+    rotated = torch.cat((-right, left), dim=-1)
+    return (x * rope.cos[:, None] + rotated * rope.sin[:, None]).to(x_BTHK.dtype)
+
+
+class KVCache:
+    """Keys (normed and rotated) and values (normed) of one layer, `(batch, kv_heads, seq, K)`."""
+
+    def __init__(self, max_len: int) -> None:
+        self.max_len, self.length = max_len, 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new positions; return all keys and values so far."""
+        batch, heads, new, width = k_BGTK.shape
+        if self.keys is None or self.values is None:
+            self.keys = k_BGTK.new_empty(batch, heads, self.max_len, width)
+            self.values = torch.empty_like(self.keys)
+        end = self.length + new
+        self.keys[:, :, self.length : end] = k_BGTK
+        self.values[:, :, self.length : end] = v_BGTK
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class HeadNorm(nn.Module):
+    """A norm on `(batch, seq, heads, head_dim)`: per head with one shared gain, or over all."""
+
+    def __init__(self, config: NormSpec | None, n_heads: int, head_dim: int, site: Site) -> None:
+        super().__init__()
+        self.full = config is not None and config.axis == "full"
+        self.norm = site.norm(config, n_heads * head_dim if self.full else head_dim)
+
+    def forward(self, x_BTHK: Tensor) -> Tensor:
+        if self.full:
+            normed: Tensor = self.norm(x_BTHK.flatten(2)).view_as(x_BTHK)
+            return normed
+        return self.norm(x_BTHK)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with optional norms on q, k, v (before RoPE) and context."""
+
+    def __init__(self, config: ModelConfig, spec: AttentionSpec, site: Site) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        n_heads, kv_heads = config.n_heads, config.kv_heads
+        self.q_proj = Linear(config.d_model, n_heads * self.head_dim)
+        self.k_proj = Linear(config.d_model, kv_heads * self.head_dim)
+        self.v_proj = Linear(config.d_model, kv_heads * self.head_dim)
+        self.o_proj = Linear(n_heads * self.head_dim, config.d_model)
+        self.q_norm = HeadNorm(spec.q_norm, n_heads, self.head_dim, site)
+        self.k_norm = HeadNorm(spec.k_norm, kv_heads, self.head_dim, site)
+        self.v_norm = HeadNorm(spec.v_norm, kv_heads, self.head_dim, site)
+        self.context_norm = HeadNorm(spec.context_norm, n_heads, self.head_dim, site)
+
+    def forward(self, x_BTD: Tensor, rope: Rope, cache: KVCache | None = None) -> Tensor:
+        q_BTHK = self.q_norm(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
+        k_BTGK = self.k_norm(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
+        v_BTGK = self.v_norm(self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
+        q_BHTK = apply_rope(q_BTHK, rope).transpose(1, 2)
+        k_BGTK = apply_rope(k_BTGK, rope).transpose(1, 2)
+        v_BGTK = v_BTGK.transpose(1, 2)
+        if cache is not None:
+            k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
+        context_BHTK = F.scaled_dot_product_attention(
+            q_BHTK,
+            k_BGTK,
+            v_BGTK,
+            # One new token sees everything cached; a prompt (cache empty before it) is causal.
+            is_causal=q_BHTK.shape[2] > 1,
+            enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
+        )
+        context_BTHK = self.context_norm(context_BHTK.transpose(1, 2))
+        return self.o_proj(context_BTHK.flatten(2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (or GELU) network with an optional norm on its hidden activation."""
+
+    def __init__(self, config: ModelConfig, spec: FeedForwardSpec, site: Site) -> None:
+        super().__init__()
+        gated = config.activation == "swiglu"
+        self.gate_proj = Linear(config.d_model, config.d_ff) if gated else None
+        self.up_proj = Linear(config.d_model, config.d_ff)
+        self.down_proj = Linear(config.d_ff, config.d_model)
+        self.mid_norm = site.norm(spec.mid_norm, config.d_ff)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        up_BTF = self.up_proj(x_BTD)
+        hidden_BTF = (
+            F.gelu(up_BTF) if self.gate_proj is None else F.silu(self.gate_proj(x_BTD)) * up_BTF
+        )
+        return self.down_proj(self.mid_norm(hidden_BTF))  # type: ignore[no-any-return]

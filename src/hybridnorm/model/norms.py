@@ -1,0 +1,109 @@
+"""Norms and learned scales as modules, built from their specs.
+
+Shapes: `(..., dim)` in and out. Statistics are taken in float32 whatever the input's dtype; the
+result is cast back before the gain is applied, as in the authors' code.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridnorm.placement import spec
+
+
+class Norm(nn.Module):
+    """One normalization over the last dimension.
+
+    Args:
+        config: what kind of norm.
+        dim: width of the last dimension.
+        gain: the gain's initial value (a number: depth powers are evaluated when a block is built).
+        eps: used where the spec names none.
+    """
+
+    def __init__(self, config: spec.Norm, dim: int, *, gain: float, eps: float) -> None:
+        super().__init__()
+        self.kind = config.kind
+        self.eps = eps if config.eps is None else config.eps
+        self.zero_centered = config.zero_centered
+        self.initial = {"weight": gain - 1.0 if config.zero_centered else gain, "bias": 0.0}
+        self.weight = nn.Parameter(torch.empty(dim)) if config.affine else None
+        has_bias = config.affine and config.kind in ("layer", "dyt", "derf")
+        self.bias = nn.Parameter(torch.empty(dim)) if has_bias else None
+        if config.kind in ("dyt", "derf"):
+            self.initial |= {"alpha": config.alpha_init, "shift": 0.0}
+            self.alpha = nn.Parameter(torch.empty(1))
+        if config.kind == "derf":
+            self.shift = nn.Parameter(torch.empty(1))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Constants only, so that meta-device construction loses nothing."""
+        for name, parameter in self.named_parameters(recurse=False):
+            parameter.fill_(self.initial[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._normalize(x.float()).to(x.dtype)
+        if self.weight is not None:
+            weight = self.weight.to(x.dtype)
+            y = y * (1 + weight if self.zero_centered else weight)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        match self.kind:
+            case "rms":
+                return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+            case "layer":
+                return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+            case "l2":
+                return F.normalize(x, dim=-1, eps=self.eps)
+            case "dyt":
+                return torch.tanh(self.alpha * x)
+            case "derf":
+                return torch.erf(self.alpha * x + self.shift)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, eps={self.eps:g}"
+
+
+class Scale(nn.Module):
+    """Multiply by a constant, or by a learned scalar or vector `(dim,)` that starts there.
+
+    A constant is a Python number, never a buffer: meta-device initialization destroys buffers.
+    """
+
+    def __init__(self, config: spec.Scale, dim: int, value: float) -> None:
+        super().__init__()
+        self.value = value
+        size = {"none": 0, "scalar": 1, "channel": dim}[config.learned]
+        self.weight = nn.Parameter(torch.empty(size)) if size else None
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            self.weight.fill_(self.value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            return x * self.weight.to(x.dtype)
+        return x if self.value == 1.0 else x * self.value
+
+    def extra_repr(self) -> str:
+        return f"{self.value:g}"
+
+
+class Site:
+    """Where a module sits: what turns the power laws of specs into numbers."""
+
+    def __init__(self, layer: int, n_layers: int, d_model: int, eps: float) -> None:
+        self.layer, self.n_layers, self.d_model, self.eps = layer, n_layers, d_model, eps
+
+    def norm(self, config: spec.Norm | None, dim: int | None = None) -> nn.Module:
+        """The norm of width `dim` (default `d_model`), or the identity."""
+        if config is None:
+            return nn.Identity()
+        gain = config.gain_init.at(self.layer, self.n_layers, self.d_model)
+        return Norm(config, dim or self.d_model, gain=gain, eps=self.eps)
+
+    def scale(self, config: spec.Scale) -> Scale:
+        return Scale(config, self.d_model, config.at(self.layer, self.n_layers, self.d_model))

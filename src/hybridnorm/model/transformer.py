@@ -1,0 +1,93 @@
+"""The decoder-only transformer."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridnorm.model.block import Block
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.initialization import initialize
+from hybridnorm.model.layers import KVCache, Linear, rope
+from hybridnorm.model.norms import Site
+from hybridnorm.placement import Placement, registry
+
+
+class Transformer(nn.Module):
+    """Token embedding, blocks, final norm, head.
+
+    Args:
+        config: the shape; `config.placement` names the placement.
+        placement: an explicit placement, instead of the one `config` names.
+        seed: of the initial weights (`initialization.initialize`), drawn unless the model is
+            built under `torch.device("meta")`.
+
+    Raises:
+        HybridNormError: an unknown placement, or no vocabulary size.
+    """
+
+    def __init__(
+        self, config: ModelConfig, placement: Placement | None = None, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.placement = placement or registry.placement(config.placement)
+        self.dtype = torch.float32
+        """Dtype of the activations; the weights stay float32 and are cast where they are used."""
+        n_layers = config.n_layers
+        sites = [
+            Site(layer, n_layers, config.d_model, config.norm_eps) for layer in range(n_layers)
+        ]
+        self.embedding = nn.Embedding(
+            config.padded_vocab_size,
+            config.d_model,
+            _weight=torch.empty(config.padded_vocab_size, config.d_model),
+        )
+        self.embed_scale = sites[0].scale(self.placement.embed_scale)
+        self.embed_norm = sites[0].norm(self.placement.embed_norm)
+        self.blocks = nn.ModuleList(
+            Block(config, self.placement.block(site.layer, n_layers), site) for site in sites
+        )
+        self.final_norm = sites[-1].norm(self.placement.final(n_layers))
+        self.head = (
+            None if config.tie_embeddings else Linear(config.d_model, config.padded_vocab_size)
+        )
+        if not self.embedding.weight.is_meta:
+            initialize(self, seed)
+
+    def forward(self, input_ids: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """Token ids `(batch, seq)` to logits `(batch, seq, vocab_size)`.
+
+        With `caches` (one per block, see `kv_caches`) the ids continue the cached text.
+        """
+        hidden_BTD = self.hidden(input_ids, caches)
+        return F.linear(hidden_BTD, self.head_weight().to(hidden_BTD.dtype))
+
+    def hidden(self, input_ids: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """Token ids `(batch, seq)` to what the head reads, `(batch, seq, d_model)`."""
+        start = caches[0].length if caches else 0
+        positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+        rope_ = rope(positions, self.config.head_dim, self.config.rope_theta)
+        x_BTD = self.embedding(input_ids).to(self.dtype)
+        x_BTD = self.embed_norm(self.embed_scale(x_BTD))
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, rope_, caches[layer] if caches else None)
+        return self.final_norm(x_BTD)  # type: ignore[no-any-return]
+
+    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of `targets` `(batch, seq)`, -100 where there is none."""
+        return F.cross_entropy(self(input_ids).flatten(0, 1).float(), targets.flatten())
+
+    def head_weight(self) -> Tensor:
+        """The output matrix `(vocab_size, d_model)`, without the rows that pad the vocabulary."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return weight[: self.config.vocab_size]
+
+    def kv_caches(self, max_len: int) -> list[KVCache]:
+        """Empty caches, one per block, for texts of up to `max_len` tokens."""
+        return [KVCache(max_len) for _ in self.blocks]
+
+    def num_parameters(self) -> int:
+        """Parameters, tied ones counted once, padding rows included."""
+        return sum(parameter.numel() for parameter in self.parameters())
