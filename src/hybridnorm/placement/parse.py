@@ -6,7 +6,7 @@ Shorthands: a norm may be its kind (`input_norm = "rms"`) or "none", a scale may
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
 from hybridnorm.placement.spec import (
@@ -20,8 +20,7 @@ from hybridnorm.placement.spec import (
     Scale,
     Sublayer,
 )
-
-T = TypeVar("T")
+from hybridnorm.tables import build, check_field, from_annotation
 
 
 def placement_from_dict(table: Mapping[str, object]) -> Placement:
@@ -30,7 +29,7 @@ def placement_from_dict(table: Mapping[str, object]) -> Placement:
     Raises:
         HybridNormError: an unknown or ill-typed field; the message names it by its dotted path.
     """
-    return _build(Placement, table, "")
+    return build(Placement, table, convert=_convert)
 
 
 def placement_to_dict(placement: Placement) -> dict[str, Any]:
@@ -38,41 +37,22 @@ def placement_to_dict(placement: Placement) -> dict[str, Any]:
     return _plain(placement)
 
 
-def _build(cls: type[T], table: object, path: str) -> T:
-    if not isinstance(table, Mapping):
-        raise HybridNormError(f"{path or 'placement'}: expected a table, got {table!r}")
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    values: dict[str, object] = {}
-    for name, value in table.items():
-        where = f"{path}.{name}" if path else name
-        if name not in known:
-            raise HybridNormError(f"{where}: unknown field; {nearest(name, known)}")
-        values[name] = _convert(cls, name, value, where)
-    required = {name for name, f in known.items() if f.default is MISSING}
-    if missing := required - values.keys():
-        raise HybridNormError(f"{path or 'placement'}: missing field {min(missing)!r}")
-    try:
-        return cls(**values)
-    except HybridNormError as error:
-        raise HybridNormError(f"{path}.{error}" if path else str(error)) from None
-
-
 def _convert(cls: type, name: str, value: object, where: str) -> object:
     if issubclass(cls, Override) and name in ("attention", "feed_forward"):
         return _patch(AttentionSpec if name == "attention" else FeedForwardSpec, value, where)
     if issubclass(cls, Placement) and name == "attention":
-        return _build(AttentionSpec, value, where)
+        return build(AttentionSpec, value, where, _convert)
     if issubclass(cls, Placement) and name == "feed_forward":
-        return _build(FeedForwardSpec, value, where)
+        return build(FeedForwardSpec, value, where, _convert)
     if issubclass(cls, Placement) and name == "overrides":
         if not isinstance(value, list):
             raise HybridNormError(f"{where}: expected an array of tables, got {value!r}")
-        return tuple(_build(Override, v, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(build(Override, v, f"{where}[{i}]", _convert) for i, v in enumerate(value))
     if name.endswith("_norm"):
         return _norm(value, where)
     if name.endswith("_scale") or name == "gain_init":
         return _scale(value, where)
-    return _scalar(cls, name, value, where)
+    return from_annotation(cls, name, value, where)
 
 
 def _patch(cls: type[Sublayer], table: object, where: str) -> Patch:
@@ -81,8 +61,7 @@ def _patch(cls: type[Sublayer], table: object, where: str) -> Patch:
         raise HybridNormError(f"{where}: expected a table, got {table!r}")
     known = [f.name for f in fields(cls)]
     for name in table:
-        if name not in known:
-            raise HybridNormError(f"{where}.{name}: unknown field; {nearest(name, known)}")
+        check_field(name, known, f"{where}.{name}")
     return tuple((name, _convert(cls, name, v, f"{where}.{name}")) for name, v in table.items())
 
 
@@ -94,30 +73,13 @@ def _norm(value: object, where: str) -> Norm | None:
             choices = (*get_args(Kind), "none")
             raise HybridNormError(f"{where}: unknown norm {value!r}; {nearest(value, choices)}")
         value = {"kind": value}
-    return _build(Norm, value, where)
+    return build(Norm, value, where, _convert)
 
 
 def _scale(value: object, where: str) -> Scale:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Scale(value=float(value))
-    return _build(Scale, value, where)
-
-
-def _scalar(cls: type, name: str, value: object, where: str) -> object:
-    annotation = cls.__dataclass_fields__[name].type  # type: ignore[attr-defined]
-    if annotation in (float, float | None):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        raise HybridNormError(f"{where}: expected a number, got {value!r}")
-    if annotation is bool and not isinstance(value, bool):
-        raise HybridNormError(f"{where}: expected true or false, got {value!r}")
-    if annotation == tuple[str, ...]:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        raise HybridNormError(f"{where}: expected an array of strings, got {value!r}")
-    if annotation is not bool and not isinstance(value, str):
-        raise HybridNormError(f"{where}: expected a string, got {value!r}")
-    return value
+    return build(Scale, value, where, _convert)
 
 
 def _plain(spec: Any) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""TOML tables to frozen dataclasses and back, strictly: every error names the field."""
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union
+
+from hybridnorm.errors import HybridNormError, nearest
+
+T = TypeVar("T")
+Convert = Callable[[type, str, object, str], object]
+
+
+def check_field(name: str, known: typing.Iterable[str], where: str) -> None:
+    """Raise `HybridNormError` for an unknown field; `where` is its dotted path."""
+    if name not in (choices := list(known)):
+        raise HybridNormError(f"{where}: unknown field; {nearest(name, choices)}")
+
+
+def build(cls: type[T], table: object, path: str = "", convert: Convert | None = None) -> T:
+    """A `cls` from a table. `convert(cls, name, value, dotted_path)` turns values into fields.
+
+    Raises:
+        HybridNormError: an unknown, missing, ill-typed or invalid field, named by its dotted path.
+    """
+    if not isinstance(table, Mapping):
+        raise HybridNormError(f"{path or cls.__name__}: expected a table, got {table!r}")
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, object] = {}
+    for name, value in table.items():
+        where = f"{path}.{name}" if path else name
+        check_field(name, known, where)
+        values[name] = (convert or from_annotation)(cls, name, value, where)
+    required = {
+        n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING
+    }
+    if missing := required - values.keys():
+        raise HybridNormError(f"{path or cls.__name__}: missing field {min(missing)!r}")
+    try:
+        return cls(**values)
+    except HybridNormError as error:
+        prefix = f"{path}." if path and not str(error).startswith(f"{path}.") else ""
+        raise HybridNormError(f"{prefix}{error}") from None
+
+
+def from_annotation(cls: type, name: str, value: object, where: str) -> object:
+    """`value` as field `name` of `cls` wants it, by its annotation."""
+    return _typed(typing.get_type_hints(cls)[name], value, where)
+
+
+def _typed(annotation: Any, value: object, where: str) -> object:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _typed(args[0], value, where)
+    if origin is Literal:
+        if value not in args:
+            hint = nearest(str(value), [str(a) for a in args])
+            raise HybridNormError(f"{where}: unknown value {value!r}; {hint}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise HybridNormError(f"{where}: expected an array, got {value!r}")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise HybridNormError(f"{where}: expected {len(args)} values, got {len(value)}")
+        kinds = args if args[-1] is not Ellipsis else (args[0],) * len(value)
+        return tuple(_typed(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if is_dataclass(annotation):
+        return build(typing.cast(type[Any], annotation), value, where)
+    return _plain_typed(annotation, value, where)
+
+
+def _plain_typed(annotation: Any, value: object, where: str) -> object:
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, annotation) and not (isinstance(value, bool) and annotation is not bool):
+        return value
+    wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    raise HybridNormError(f"{where}: expected {wanted.get(annotation, annotation)}, got {value!r}")
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """The full TOML table of a dataclass; fields that are None are left out."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {
+        name: to_table(value)
+        if is_dataclass(value)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for name, value in values.items()
+        if value is not None
+    }
