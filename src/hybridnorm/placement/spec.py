@@ -156,7 +156,7 @@ class Override:
         match = _SELECTOR.fullmatch(self.layers)
         if match is None or match[4] == "0":
             raise HybridNormError(
-                f"overrides.layers: cannot read {self.layers!r}; write first, first 3, first 25%, "
+                f"layers: cannot read {self.layers!r}; write first, first 3, first 25%, "
                 "last, last 2 or every 4"
             )
 

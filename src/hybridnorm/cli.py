@@ -1,0 +1,195 @@
+"""`hybridnorm <verb>`: thin calls into the rooms. Torch is imported by the verbs that compute."""
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
+
+import tyro
+from tyro.conf import Positional
+
+import hybridnorm
+from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.train.recipe import Recipe, load_recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one model."""
+
+    recipe: Positional[str] = "demo"
+    """A built-in recipe or a .toml file."""
+    run_dir: Path | None = None
+    """Directory of the run. None: runs/<recipe>-<placement>-seed<seed>."""
+    resume: bool = False
+    """Continue the run in `run_dir` from its newest checkpoint."""
+    config: Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Equations, facts and drawing of a placement; without a name, the list of all."""
+
+    placement: Positional[str] = ""
+    """A placement's name, a grammar name such as qkv-post, or a .toml file."""
+    out: Path = Path()
+    """Folder of the drawings."""
+    n_layers: int = 12
+    """Number of blocks of the model shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue a prompt with a trained model."""
+
+    run_dir: Positional[Path]
+    """Directory of a run."""
+    prompt: str = ""
+    """Text to continue."""
+    checkpoint: str = "last"
+    """last, best (lowest held-out loss), or a step."""
+    max_new_tokens: int = 100
+    """Tokens to generate at most."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Sample from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Sample from the smallest set of tokens with this probability only."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+
+def _train(argv: Sequence[str]) -> None:
+    name = _first_word(argv) or "demo"
+    args = _parse(Train, "train", argv, default=Train(recipe=name, config=load_recipe(name)))
+    from hybridnorm.train.run import train
+
+    recipe = args.config
+    stem = f"{Path(args.recipe).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
+    train(recipe, args.run_dir or Path("runs") / stem, resume=args.resume)
+
+
+def _show(argv: Sequence[str]) -> None:
+    args = _parse(Show, "show", argv)
+    from hybridnorm.placement.show import show
+
+    show(args.placement or None, args.out, args.n_layers)
+
+
+def _generate(argv: Sequence[str]) -> None:
+    args = _parse(Generate, "generate", argv)
+    from hybridnorm.train.run import generate_text
+
+    text = generate_text(
+        args.run_dir,
+        args.prompt,
+        checkpoint=args.checkpoint,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    print(text)
+
+
+VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+    "train": ("train one model", _train),
+    "generate": ("continue a prompt with a trained model", _generate),
+    "show": ("equations, facts and drawing of a placement", _show),
+}
+
+
+def main() -> None:
+    """The command line. Bad input is one line on stderr and exit status 1."""
+    verb, *argv = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_usage())
+    elif verb == "--version":
+        print(hybridnorm.__version__)
+    else:
+        _guarded(verb, argv)
+
+
+def _guarded(verb: str, argv: Sequence[str]) -> None:
+    try:
+        if verb not in VERBS:
+            raise HybridNormError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
+        VERBS[verb][1](argv)
+    except HybridNormError as error:
+        sys.exit(f"hybridnorm: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; without this, Python complains while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {summary}" for name, (summary, _) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: hybridnorm <verb> [arguments]",
+            "",
+            "Pretrain transformers with HybridNorm, and compare normalization placements.",
+            "",
+            *lines,
+            "",
+            "`hybridnorm <verb> --help` shows every argument with its default and meaning.",
+        ]
+    )
+
+
+def _first_word(argv: Sequence[str]) -> str | None:
+    return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def _parse(cls: type[T], verb: str, argv: Sequence[str], default: T | None = None) -> T:
+    """Parse `argv` into `cls`; an unknown option is one line that offers the nearest one.
+
+    Raises:
+        HybridNormError: an unknown option, or a value that its field refuses.
+    """
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            parsed, unknown = tyro.cli(
+                cls, prog=f"hybridnorm {verb}", args=argv, default=default, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise HybridNormError(_first_sentence(boxed.getvalue())) from None
+        raise
+    if unknown:
+        option = unknown[0].split("=")[0]
+        is_flag = option.startswith("--")
+        hint = nearest(option.replace("_", "-"), _options(cls)) if is_flag else "see --help"
+        raise HybridNormError(f"unknown argument {option!r}; {hint}")
+    return cast(T, parsed)
+
+
+def _first_sentence(box: str) -> str:
+    """The message of tyro's error box, on one line and without the frame."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    message = itertools.takewhile(lambda line: set(line) != {"─"}, lines)
+    return re.sub(r"^Error parsing config\S*: ", "", " ".join(message))
+
+
+def _options(cls: Any, prefix: str = "--") -> list[str]:
+    """Every option of a dataclass, dotted names for nested ones."""
+    found = []
+    for name, annotation in get_type_hints(cls).items():
+        if name == "config" or is_dataclass(annotation):
+            found += _options(annotation, prefix if name == "config" else f"{prefix}{name}.")
+        else:
+            found.append(prefix + name.replace("_", "-"))
+    return found

@@ -1,0 +1,1 @@
+"""Pretraining: recipe, optimizer, schedule, checkpoints, guard, metrics, the loop."""

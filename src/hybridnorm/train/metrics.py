@@ -1,0 +1,83 @@
+"""metrics.jsonl: one JSON object per line, append-only, the truth about a run. No torch."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hybridnorm.errors import HybridNormError
+
+FILE = "metrics.jsonl"
+Row = dict[str, Any]
+
+
+class MetricsWriter:
+    """Appends rows; every row is on disk when `write` returns."""
+
+    def __init__(self, run_dir: Path) -> None:
+        path = run_dir / FILE
+        _drop_partial_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, **row: object) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The rows of a run: training and held-out rows by ascending step, events as written.
+
+    Where a resumed run wrote a step again, its last row counts.
+    """
+
+    train: list[Row] = field(default_factory=list)
+    evaluations: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """The last event: started, resumed, finished, interrupted or diverged; or "empty"."""
+        return str(self.events[-1]["event"]) if self.events else "empty"
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """Read a run's metrics; a half-written last line (a killed run) is left out.
+
+    Raises:
+        HybridNormError: the file is missing, or a line before the last is not JSON.
+    """
+    path = run_dir / FILE
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise HybridNormError(f"{path}: cannot read: {error.strerror}") from None
+    train: dict[int, Row] = {}
+    evaluations: dict[int, Row] = {}
+    events: list[Row] = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise HybridNormError(
+                f"{path}: line {number} is not JSON; the file was edited"
+            ) from None
+        if "event" in row:
+            events.append(row)
+        elif "val_loss" in row:
+            evaluations[row["step"]] = row
+        else:
+            train[row["step"]] = row
+    ordered = [[rows[step] for step in sorted(rows)] for rows in (train, evaluations)]
+    return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
+
+
+def _drop_partial_line(path: Path) -> None:
+    """A killed run may have left half a line; appending to it would spoil the next one."""
+    if path.exists():
+        whole = path.read_bytes().rpartition(b"\n")
+        os.truncate(path, len(whole[0]) + len(whole[1]))

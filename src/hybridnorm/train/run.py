@@ -1,0 +1,131 @@
+"""`hybridnorm train` and `hybridnorm generate`: from a recipe to a run directory, and back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from hybridnorm.data.prepare import prepare
+from hybridnorm.data.tokenizer import load_tokenizer
+from hybridnorm.errors import HybridNormError
+from hybridnorm.model.generate import generate
+from hybridnorm.model.initialization import initialize, scheme
+from hybridnorm.model.transformer import Transformer
+from hybridnorm.train.metrics import MetricsWriter
+from hybridnorm.train.recipe import Recipe
+from hybridnorm.train.rundir import describe_run, load_run, open_run_dir
+from hybridnorm.train.trainer import Trainer
+
+
+def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
+    """Train one model into `run_dir`.
+
+    Raises:
+        HybridNormError: bad input, a loss that is not finite, or a disk that cannot be written.
+    """
+    console = Console()
+    open_run_dir(run_dir, resume=resume)
+    device = pick_device(recipe.train.device)
+    data = prepare(recipe.data, console=console)
+    recipe = with_vocabulary(recipe, data)
+    model = build_model(recipe, device)
+    trainer = Trainer(recipe, model, data, run_dir, device)
+    resuming = resume and (run_dir / "checkpoints").exists()
+    problems = trainer.resume() if resuming else []
+    describe_run(run_dir, recipe, model.placement, device)
+    for problem in problems:
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
+    console.print(
+        f"{run_dir}: {model.placement.title or model.placement.name}, "
+        f"{model.num_parameters():,} parameters, init {scheme(model.config, model.placement)}, "
+        f"{recipe.train.steps:,} steps of {recipe.train.batch_size * recipe.train.seq_len:,} tokens"
+        f" on {device.type}, {recipe.train.dtype}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    metrics = MetricsWriter(run_dir)
+    try:
+        event = "resumed" if resuming else "started"
+        metrics.write(event=event, step=trainer.step, parameters=model.num_parameters())
+        trainer.run(metrics, console)
+    finally:
+        metrics.close()
+    if trainer.step < recipe.train.steps:
+        console.print(f"stopped at step {trainer.step}; continue with --resume", highlight=False)
+
+
+def generate_text(
+    run_dir: Path,
+    prompt: str,
+    *,
+    checkpoint: str = "last",
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> str:
+    """The prompt and its continuation by the model of a run.
+
+    Raises:
+        HybridNormError: not a run, a damaged checkpoint, or a bad sampling setting.
+    """
+    model, _ = load_run(run_dir, checkpoint)
+    tokenizer = load_tokenizer(run_dir)
+    ids = tokenizer.encode(prompt) or [tokenizer.end_of_document]
+    tokens = generate(
+        model,
+        torch.tensor([ids]),
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        end_of_document=tokenizer.end_of_document,
+    )
+    return tokenizer.decode(tokens[0].tolist())
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; auto takes CUDA where there is one.
+
+    Raises:
+        HybridNormError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise HybridNormError(f"train.device: {name!r} is not available here; try cpu") from None
+    return device
+
+
+def with_vocabulary(recipe: Recipe, data: Path) -> Recipe:
+    """The recipe with the tokenizer's vocabulary size where it names none.
+
+    Raises:
+        HybridNormError: it names one that is too small.
+    """
+    needed = load_tokenizer(data).vocab_size
+    given = recipe.model.vocab_size
+    if given is not None and given < needed:
+        raise HybridNormError(
+            f"model.vocab_size: {given} is smaller than the tokenizer's {needed}; leave it out"
+        )
+    return replace(recipe, model=replace(recipe.model, vocab_size=given or needed))
+
+
+def build_model(recipe: Recipe, device: torch.device) -> Transformer:
+    """The recipe's model with its initial weights, by way of the meta device."""
+    with torch.device("meta"):
+        model = Transformer(recipe.model)
+    model.to_empty(device=device)
+    initialize(model, recipe.seed)
+    model.dtype = torch.bfloat16 if recipe.train.dtype == "bf16" else torch.float32
+    if recipe.train.compile:
+        for block in model.blocks:
+            block.compile()
+    return model

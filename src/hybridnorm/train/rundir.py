@@ -1,0 +1,109 @@
+"""A run directory: recipe.toml, placement.toml, environment.json, metrics.jsonl, checkpoints/."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.transformer import Transformer
+from hybridnorm.placement import Placement
+from hybridnorm.placement.parse import placement_from_dict, placement_to_dict
+from hybridnorm.tables import build, to_table
+from hybridnorm.train.checkpoint import choose_checkpoint, load_checkpoint, training_state
+from hybridnorm.train.environment import environment
+from hybridnorm.train.recipe import Recipe, dump_recipe
+
+
+def open_run_dir(run_dir: Path, *, resume: bool) -> None:
+    """Make an empty run directory, or accept the existing one of a run to resume.
+
+    Raises:
+        HybridNormError: it exists and `resume` is not set, or it cannot be written.
+    """
+    if (run_dir / "recipe.toml").exists() and not resume:
+        raise HybridNormError(
+            f"{run_dir} holds a run already; continue it with --resume or name another --run-dir"
+        )
+    if run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / "recipe.toml").exists():
+        raise HybridNormError(f"{run_dir} exists and is not a run; name another --run-dir")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise HybridNormError(
+            f"{run_dir}: cannot write a run here: {error.strerror}; name another --run-dir"
+        ) from None
+
+
+def describe_run(run_dir: Path, recipe: Recipe, placement: Placement, device: torch.device) -> None:
+    """Write what reproduces the run."""
+    (run_dir / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    table = placement_to_dict(placement)
+    (run_dir / "placement.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+    record = {**environment(device), "seed": recipe.seed}
+    (run_dir / "environment.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[str, Any]:
+    """What a resumed run must share with its checkpoint."""
+    shape = to_table(model.config)
+    del shape["placement"]  # its content counts, not what it is called
+    return {
+        "model": shape,
+        "placement": placement_to_dict(model.placement),
+        "data": data_fingerprint,
+        "order": {
+            "seed": recipe.seed,
+            "batch_size": recipe.train.batch_size,
+            "seq_len": recipe.train.seq_len,
+        },
+    }
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+    """Raise `HybridNormError` naming what differs between a checkpoint and this run."""
+    for part, name in (
+        ("model", "another model"),
+        ("placement", "another placement"),
+        ("data", "other data"),
+        ("order", "another data order"),
+    ):
+        before, after = saved[part], now[part]
+        if before != after:
+            detail = _difference(before, after) if isinstance(before, dict) else ""
+            raise HybridNormError(
+                f"{checkpoint}: the checkpoint is of {name}{detail}; "
+                "resume with the recipe it was made with, or name another --run-dir"
+            )
+
+
+def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, Path]:
+    """The trained model of a run, float32 on the CPU, and the checkpoint it came from.
+
+    Args:
+        which: "last", "best" or a step.
+
+    Raises:
+        HybridNormError: not a run, or no such (or a damaged) checkpoint.
+    """
+    if not (run_dir / "recipe.toml").exists():
+        raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
+    checkpoint, meta = choose_checkpoint(run_dir, which)
+    placement = placement_from_dict(meta["placement"])
+    with torch.device("meta"):
+        model = Transformer(build(ModelConfig, meta["model"], "model"), placement)
+    model.to_empty(device="cpu")
+    load_checkpoint(checkpoint, training_state(model, None))
+    return model, checkpoint
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    names = sorted(before.keys() | after.keys())
+    changed = [n for n in names if before.get(n) != after.get(n)]
+    return f" ({', '.join(f'{n} {before.get(n)}, now {after.get(n)}' for n in changed)})"
