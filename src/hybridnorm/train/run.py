@@ -12,9 +12,10 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.model.generate import generate
 from hybridnorm.model.initialization import initialize, scheme
 from hybridnorm.model.transformer import Transformer
+from hybridnorm.train.checkpoint import list_checkpoints
 from hybridnorm.train.metrics import MetricsWriter
 from hybridnorm.train.recipe import Recipe
-from hybridnorm.train.rundir import describe_run, load_run, open_run_dir
+from hybridnorm.train.rundir import check_run_dir, describe_run, load_run
 from hybridnorm.train.trainer import Trainer
 
 
@@ -25,15 +26,15 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
         HybridNormError: bad input, a loss that is not finite, or a disk that cannot be written.
     """
     console = Console()
-    open_run_dir(run_dir, resume=resume)
+    check_run_dir(run_dir, resume=resume)
     device = pick_device(recipe.train.device)
     data = prepare(recipe.data, console=console)
     recipe = with_vocabulary(recipe, data)
     model = build_model(recipe, device)
     trainer = Trainer(recipe, model, data, run_dir, device)
-    resuming = resume and (run_dir / "checkpoints").exists()
+    resuming = resume and bool(list_checkpoints(run_dir))
     problems = trainer.resume() if resuming else []
-    describe_run(run_dir, recipe, model.placement, device)
+    describe_run(run_dir, recipe, model.placement, data, device)
     for problem in problems:
         console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
     console.print(

@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from hybridnorm.data.tokenizer import copy_tokenizer
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
@@ -18,36 +19,45 @@ from hybridnorm.train.environment import environment
 from hybridnorm.train.recipe import Recipe, dump_recipe
 
 
-def open_run_dir(run_dir: Path, *, resume: bool) -> None:
-    """Make an empty run directory, or accept the existing one of a run to resume.
+def check_run_dir(run_dir: Path, *, resume: bool) -> None:
+    """Refuse what a new or resumed run would spoil; writes nothing.
 
     Raises:
-        HybridNormError: it exists and `resume` is not set, or it cannot be written.
+        HybridNormError: there is a run and `resume` is not set, there is none and it is, or the
+            directory holds something else.
     """
-    if (run_dir / "recipe.toml").exists() and not resume:
+    is_run = (run_dir / "recipe.toml").exists()
+    if is_run and not resume:
         raise HybridNormError(
             f"{run_dir} holds a run already; continue it with --resume or name another --run-dir"
         )
-    if run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / "recipe.toml").exists():
+    if resume and not is_run:
+        raise HybridNormError(f"{run_dir}: no run to resume here; start it without --resume")
+    if not is_run and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise HybridNormError(f"{run_dir} exists and is not a run; name another --run-dir")
+
+
+def describe_run(
+    run_dir: Path, recipe: Recipe, placement: Placement, data: Path, device: torch.device
+) -> None:
+    """Write what reproduces the run, its tokenizer included.
+
+    Raises:
+        HybridNormError: the directory cannot be written.
+    """
+    record = {**environment(device), "seed": recipe.seed}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / ".writable"
-        probe.touch()
-        probe.unlink()
+        copy_tokenizer(data, run_dir)
+        table = placement_to_dict(placement)
+        (run_dir / "placement.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+        (run_dir / "environment.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        # Last: a directory with a recipe is a run.
+        (run_dir / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
     except OSError as error:
         raise HybridNormError(
             f"{run_dir}: cannot write a run here: {error.strerror}; name another --run-dir"
         ) from None
-
-
-def describe_run(run_dir: Path, recipe: Recipe, placement: Placement, device: torch.device) -> None:
-    """Write what reproduces the run."""
-    (run_dir / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
-    table = placement_to_dict(placement)
-    (run_dir / "placement.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
-    record = {**environment(device), "seed": recipe.seed}
-    (run_dir / "environment.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[str, Any]:

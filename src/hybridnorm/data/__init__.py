@@ -1,0 +1,1 @@
+"""Text to tokens to batches: corpus, tokenizer, prepared shards, deterministic order."""

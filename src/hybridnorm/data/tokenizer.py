@@ -1,0 +1,114 @@
+"""Tokenizers: byte-level BPE (`tokenizers`, a tokenizer.json) and plain bytes.
+
+A folder holds its tokenizer as `tokenizer.json`; without that file it is the byte tokenizer,
+which a `tokenizer.byte` marker says.
+"""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from hybridnorm.errors import HybridNormError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+JSON = "tokenizer.json"
+BYTE = "tokenizer.byte"
+
+
+class TextTokenizer(Protocol):
+    """Text to token ids and back."""
+
+    vocab_size: int
+    end_of_document: int
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def save(self, folder: Path) -> None: ...
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte, and the end of a document."""
+
+    vocab_size = 257
+    end_of_document = 256
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", "replace"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def save(self, folder: Path) -> None:
+        (folder / BYTE).touch()
+
+
+class JsonTokenizer:
+    """A tokenizer.json read by the `tokenizers` library."""
+
+    def __init__(self, tokenizer: Tokenizer, where: str) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size()
+        known = [tokenizer.token_to_id(t) for t in (END_OF_DOCUMENT, "</s>", "<|end_of_text|>")]
+        ends = [i for i in known if i is not None]
+        if not ends:
+            raise HybridNormError(f"data.tokenizer: {where} has no {END_OF_DOCUMENT} token")
+        self.end_of_document: int = ends[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save(str(folder / JSON))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
+    """Byte-level BPE (GPT-2's split) trained on `texts`; the same texts give the same merges."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return JsonTokenizer(tokenizer, "the trained tokenizer")
+
+
+def load_tokenizer(path: Path) -> TextTokenizer:
+    """The tokenizer of a folder (a prepared set or a run), or of a tokenizer.json.
+
+    Raises:
+        HybridNormError: the file is missing or damaged.
+    """
+    if (path / BYTE).exists():
+        return ByteTokenizer()
+    file = path / JSON if path.is_dir() else path
+    if not file.is_file():
+        raise HybridNormError(f"data.tokenizer: {file} does not exist")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise HybridNormError(f"data.tokenizer: {file} is damaged: {error}") from None
+    return JsonTokenizer(tokenizer, str(file))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer of one folder into another."""
+    name = BYTE if (source / BYTE).exists() else JSON
+    shutil.copyfile(source / name, target / name)

@@ -1,0 +1,80 @@
+"""Sampling from a model, with a key/value cache."""
+
+import torch
+from torch import Tensor
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.model.transformer import Transformer
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    end_of_document: int | None = None,
+) -> Tensor:
+    """Continue `input_ids` `(batch, seq)`; returns them with the new tokens appended.
+
+    Args:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: sample from the k likeliest tokens only.
+        top_p: sample from the smallest set of tokens with at least this probability only.
+        end_of_document: stop once every sequence has produced this token.
+
+    Raises:
+        HybridNormError: a sampling setting outside its range.
+    """
+    _check(max_new_tokens, temperature, top_k, top_p)
+    generator = torch.Generator(input_ids.device).manual_seed(seed)
+    caches = model.kv_caches(input_ids.shape[1] + max_new_tokens)
+    tokens = new = input_ids
+    ended = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
+    for _ in range(max_new_tokens):
+        logits = model(new, caches)[:, -1].float()
+        new = _sample(logits, temperature, top_k, top_p, generator)
+        tokens = torch.cat((tokens, new), dim=1)
+        if end_of_document is not None:
+            ended |= new == end_of_document
+            if ended.all():
+                break
+    return tokens
+
+
+def _sample(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """One token per row of `logits` `(batch, vocab)`, as `(batch, 1)`."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    if top_k is not None or top_p is not None:
+        ranked, order = probabilities.sort(dim=-1, descending=True)
+        if top_p is not None:
+            # A token stays while those before it have not reached top_p yet.
+            ranked = ranked.where(ranked.cumsum(-1) - ranked < top_p, 0.0)
+        if top_k is not None:
+            ranked[:, top_k:] = 0.0
+        chosen = torch.multinomial(ranked, 1, generator=generator)
+        return order.gather(-1, chosen)
+    return torch.multinomial(probabilities, 1, generator=generator)
+
+
+def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if max_new_tokens < 1:
+        raise HybridNormError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
+    if temperature < 0:
+        raise HybridNormError(f"temperature: must not be negative, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise HybridNormError(f"top_k: must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise HybridNormError(f"top_p: must lie in (0, 1], got {top_p}")

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.model.config import PRESETS
+from hybridnorm.train.recipe import builtin, dump_recipe, load_recipe
+
+
+@pytest.mark.parametrize("name", sorted(builtin()))
+def test_every_builtin_recipe_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_overrides_win_over_the_file_and_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('seed = 3\n[model]\npreset = "151M"\nn_layers = 2\n[optimizer]\nlr = 1\n')
+    recipe = load_recipe(path, {"model.d_ff": 64, "optimizer.lr": 3e-3, "train.dtype": "bf16"})
+    assert (recipe.seed, recipe.model.n_layers, recipe.model.d_ff) == (3, 2, 64)
+    assert recipe.model.d_model == PRESETS["151M"].d_model
+    assert recipe.optimizer.lr == 3e-3 and recipe.train.dtype == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[modle]", "modle: unknown field; did you mean 'model'?"),
+        ("[model]\nd_modle = 3", "model.d_modle: unknown field; did you mean 'd_model'?"),
+        ('[optimizer]\nlr = "fast"', "optimizer.lr: expected a number, got 'fast'"),
+        ("[train]\nsteps = 1.5", "train.steps: expected a whole number, got 1.5"),
+        ("[train]\ncompile = 1", "train.compile: expected true or false, got 1"),
+        ("[train]\nsteps = 0", "train.steps: must be at least 1, got 0"),
+        ('[train]\ndtype = "fp61"', "train.dtype: unknown value 'fp61'"),
+        ("[model]\nn_heads = 3", "model.n_heads: 3 heads do not divide d_model 128"),
+        ("[model]\nn_kv_heads = 3", "model.n_kv_heads: 3 key/value heads do not divide n_heads 4"),
+        ('[model]\npreset = "151m"', "preset: unknown name '151m'; did you mean '151M'?"),
+        (
+            "[train]\nmicro_batch_size = 5",
+            "train.micro_batch_size: 5 does not divide batch_size 16",
+        ),
+        ("[train]\nsteps = 5", "schedule.warmup_steps: 100 exceeds train.steps 5"),
+        ("[optimizer]\nbetas = [0.9]", "optimizer.betas: expected 2 values, got 1"),
+        ("seed = ", "is not TOML"),
+    ],
+)
+def test_bad_recipes_name_the_field(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(HybridNormError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_offer_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(HybridNormError, match="did you mean 'demo'"):
+        load_recipe("dmeo")
+    with pytest.raises(HybridNormError, match="cannot read"):
+        load_recipe(tmp_path / "missing.toml")
+    with pytest.raises(HybridNormError, match="did you mean 'placement'"):
+        load_recipe("demo", {"model.placment": "x"})
+
+
+def test_a_placement_file_is_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('[attention]\ninput_norm = "rms"\n')
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[model]\nplacement = "mine.toml"\n')
+    assert load_recipe(recipe).model.placement == str(tmp_path / "mine.toml")

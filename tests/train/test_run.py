@@ -1,0 +1,195 @@
+"""Runs as users start them: in processes of their own, killed, resumed, stopped, broken."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hybridnorm.train.metrics import Metrics, read_metrics
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
+    return {row["step"]: (row["loss"], row["grad_norm"]) for row in read_metrics(run_dir).train}
+
+
+def start(run_dir: Path, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybridnorm", "train", "demo", "--run-dir", str(run_dir), *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        path = run_dir / "metrics.jsonl"
+        if path.exists() and (rows := read_metrics(run_dir).train) and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"ended before step {step}: {process.communicate()[0]}")
+
+
+@pytest.fixture
+def undisturbed(cli: Cli, tiny: list[str], tmp_path: Path) -> Metrics:
+    result = cli("train", "demo", "--run-dir", tmp_path / "undisturbed", *tiny)
+    assert result.returncode == 0, result.stderr
+    return read_metrics(tmp_path / "undisturbed")
+
+
+def test_a_run_learns_and_says_what_it_did(undisturbed: Metrics, tmp_path: Path) -> None:
+    run_dir = tmp_path / "undisturbed"
+    assert [row["step"] for row in undisturbed.train] == list(range(1, 21))
+    assert [row["step"] for row in undisturbed.evaluations] == [10, 20]
+    assert undisturbed.train[-1]["loss"] < undisturbed.train[0]["loss"] - 0.5
+    final = undisturbed.evaluations[-1]
+    assert undisturbed.events[-1]["event"] == "finished"
+    assert undisturbed.events[-1]["val_loss"] == final["val_loss"]
+    # Byte tokens: bits per byte is the loss in bits, but for the end-of-document tokens.
+    assert final["val_bits_per_byte"] == pytest.approx(final["val_loss"] / 0.6931, rel=0.02)
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert environment["seed"] == 0 and environment["torch"]
+    assert (run_dir / "placement.toml").exists()
+
+
+def test_the_run_directory_reproduces_the_run(
+    cli: Cli, undisturbed: Metrics, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    result = cli("train", tmp_path / "undisturbed" / "recipe.toml", "--run-dir", again)
+    assert result.returncode == 0, result.stderr
+    assert losses(again) == losses(tmp_path / "undisturbed")
+
+
+def test_sigkill_at_random_steps_changes_no_bit(
+    cli: Cli, undisturbed: Metrics, tiny: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "killed"
+    moments = random.Random()
+    for kill in range(3):
+        process = start(run_dir, *tiny, *(["--resume"] if kill else []))
+        wait_for_step(run_dir, moments.randint(3, 18), process)
+        process.kill()
+        process.communicate()
+    result = cli("train", "demo", "--run-dir", run_dir, "--resume", *tiny)
+    assert result.returncode == 0, result.stderr
+    assert losses(run_dir) == losses(tmp_path / "undisturbed")
+    resumed = read_metrics(run_dir)
+    assert resumed.evaluations[-1]["val_loss"] == undisturbed.evaluations[-1]["val_loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_cleanly(
+    number: signal.Signals, cli: Cli, tiny: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "stopped"
+    long = [*tiny, "--train.steps", "100000", "--train.checkpoint-every", "100000"]
+    process = start(run_dir, *long)
+    wait_for_step(run_dir, 7, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output and "--resume" in output
+    metrics = read_metrics(run_dir)
+    assert metrics.status == "interrupted"
+    stopped = metrics.train[-1]["step"]
+    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+
+
+def test_a_nonfinite_loss_stops_with_step_layer_and_remedy(
+    cli: Cli, tiny: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "hot"
+    options = ("--optimizer.lr", "1e30", "--optimizer.grad-clip", "1e30", "--schedule.warmup-steps")
+    result = cli(
+        "train",
+        "demo",
+        "--run-dir",
+        run_dir,
+        *tiny,
+        *options,
+        "0",
+        "--train.checkpoint-every",
+        "1",
+        "--model.placement",
+        "pre-norm",
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
+    assert "step 2: the loss is" in result.stderr
+    assert "first non-finite value in the output of" in result.stderr
+    assert "optimizer.lr" in result.stderr
+    assert read_metrics(run_dir).status == "diverged"
+    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_generate_continues_a_prompt(cli: Cli, undisturbed: Metrics, tmp_path: Path) -> None:
+    run_dir = tmp_path / "undisturbed"
+    args = ("generate", run_dir, "--prompt", "the norm", "--max-new-tokens", "20")
+    first, second = cli(*args), cli(*args)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout and first.stdout.startswith("the norm")
+    missing = cli("generate", tmp_path / "nowhere")
+    assert missing.returncode == 1 and "not a run directory" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "demo", "--model.placment", "x"], "did you mean '--model.placement'?"),
+        (["train", "demo", "--model.placement", "hybridnrom"], "did you mean 'hybridnorm'?"),
+        (["train", "dmeo"], "did you mean 'demo'?"),
+        (["train", "demo", "--model.n-heads", "3"], "3 heads do not divide d_model"),
+        (["train", "demo", "--optimizer.lr", "fast"], "--optimizer.lr"),
+        (["train", "demo", "--data.source", "/nowhere.txt"], "/nowhere.txt"),
+        (["train", "demo", "--train.device", "cuda:77"], "train.device: 'cuda:77'"),
+        (["train", "demo", "--resume", "--run-dir", "nowhere-at-all"], "no run to resume"),
+        (["trian"], "did you mean 'train'?"),
+        (["show", "hybridnrom"], "did you mean 'hybridnorm'?"),
+    ],
+)
+def test_bad_input_is_one_line(
+    args: list[str], message: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli(*args)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_never_overwritten(
+    cli: Cli, undisturbed: Metrics, tiny: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "undisturbed"
+    result = cli("train", "demo", "--run-dir", run_dir, *tiny)
+    assert result.returncode == 1 and "--resume" in result.stderr
+    other = cli("train", "demo", "--run-dir", run_dir, "--resume", *tiny, "--model.d-ff", "96")
+    assert other.returncode == 1
+    assert "another model (d_ff 64, now 96)" in other.stderr
+    strange = tmp_path / "thesis"
+    strange.mkdir()
+    (strange / "chapter1.txt").write_text("precious")
+    refused = cli("train", "demo", "--run-dir", strange, *tiny)
+    assert refused.returncode == 1 and "not a run" in refused.stderr
+
+
+def test_micro_batches_change_the_sum_order_only(
+    cli: Cli, undisturbed: Metrics, tiny: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "micro"
+    result = cli("train", "demo", "--run-dir", run_dir, *tiny, "--train.micro-batch-size", "1")
+    assert result.returncode == 0, result.stderr
+    for step, (loss, _) in losses(run_dir).items():
+        assert loss == pytest.approx(undisturbed.train[step - 1]["loss"], abs=1e-5)
