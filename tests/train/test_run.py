@@ -122,7 +122,7 @@ def test_a_nonfinite_loss_stops_with_step_layer_and_remedy(
         "--train.checkpoint-every",
         "1",
         "--model.placement",
-        "pre-norm",
+        "no-norm",
     )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1

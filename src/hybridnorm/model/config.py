@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.placement.spec import Init as PublishedInit
 from hybridnorm.placement.spec import check_choice
 
 Activation = Literal["swiglu", "gelu"]
-Init = Literal["published", "normal", "depth-scaled", "megatron", "deepnorm", "subln", "tiny"]
+Init = Literal["published", PublishedInit]
 
 
 @dataclass(frozen=True, kw_only=True)

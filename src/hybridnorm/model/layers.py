@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.norms import Site
+from hybridnorm.model.norms import Site, at_least_float32
 from hybridnorm.placement.spec import AttentionSpec, FeedForwardSpec
 from hybridnorm.placement.spec import Norm as NormSpec
 
@@ -48,8 +48,8 @@ def rope(positions_T: Tensor, head_dim: int, theta: float) -> Rope:
 
 
 def apply_rope(x_BTHK: Tensor, rope: Rope) -> Tensor:
-    """Rotate heads `(batch, seq, heads, head_dim)` in float32."""
-    x = x_BTHK.float()
+    """Rotate heads `(batch, seq, heads, head_dim)` in float32 at least."""
+    x = at_least_float32(x_BTHK)
     left, right = x.chunk(2, dim=-1)
     rotated = torch.cat((-right, left), dim=-1)
     return (x * rope.cos[:, None] + rotated * rope.sin[:, None]).to(x_BTHK.dtype)

@@ -1,7 +1,7 @@
 """Norms and learned scales as modules, built from their specs.
 
-Shapes: `(..., dim)` in and out. Statistics are taken in float32 whatever the input's dtype; the
-result is cast back before the gain is applied, as in the authors' code.
+Shapes: `(..., dim)` in and out. Statistics are taken in float32 at least, whatever the
+input's dtype; the result is cast back before the gain is applied, as in the authors' code.
 """
 
 import torch
@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridnorm.placement import spec
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Low-precision tensors as float32; float64 keeps its precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Norm(nn.Module):
@@ -43,7 +48,7 @@ class Norm(nn.Module):
             parameter.fill_(self.initial[name])
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._normalize(x.float()).to(x.dtype)
+        y = self._normalize(at_least_float32(x)).to(x.dtype)
         if self.weight is not None:
             weight = self.weight.to(x.dtype)
             y = y * (1 + weight if self.zero_centered else weight)

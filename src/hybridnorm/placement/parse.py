@@ -73,12 +73,16 @@ def _norm(value: object, where: str) -> Norm | None:
             choices = (*get_args(Kind), "none")
             raise HybridNormError(f"{where}: unknown norm {value!r}; {nearest(value, choices)}")
         value = {"kind": value}
+    if not isinstance(value, Mapping):
+        raise HybridNormError(f'{where}: expected a kind of norm, "none" or a table, got {value!r}')
     return build(Norm, value, where, _convert)
 
 
 def _scale(value: object, where: str) -> Scale:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return Scale(value=float(value))
+        return build(Scale, {"value": value}, where, _convert)
+    if not isinstance(value, Mapping):
+        raise HybridNormError(f"{where}: expected a number or a table, got {value!r}")
     return build(Scale, value, where, _convert)
 
 

@@ -22,12 +22,22 @@ Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
 Axis = Literal["head", "full"]
 Skip = Literal["raw", "normed", "block_input", "raw+block_input"]
 Learned = Literal["none", "scalar", "channel"]
+Init = Literal["normal", "depth-scaled", "megatron", "deepnorm", "subln", "tiny"]
 
 
 def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise `HybridNormError` naming `field` unless `value` is one of `choices`."""
     if value not in choices:
         raise HybridNormError(f"{field}: unknown value {value!r}; {nearest(str(value), choices)}")
+
+
+_MAX_POWER = 4  # of a power law; the literature stays below 1, and large powers overflow
+
+
+def _check_finite(spec: object, *names: str) -> None:
+    for name in names:
+        if not math.isfinite(getattr(spec, name)):
+            raise HybridNormError(f"{name}: must be a finite number, got {getattr(spec, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,13 @@ class Scale:
 
     def __post_init__(self) -> None:
         check_choice("learned", self.learned, get_args(Learned))
+        _check_finite(self, "value")
+        for name in ("layer_power", "depth_power", "width_power"):
+            if not abs(getattr(self, name)) <= _MAX_POWER:
+                raise HybridNormError(
+                    f"{name}: must be between -{_MAX_POWER} and {_MAX_POWER}, "
+                    f"got {getattr(self, name)}"
+                )
 
     @property
     def is_one(self) -> bool:
@@ -88,8 +105,9 @@ class Norm:
             raise HybridNormError("affine: a norm without a gain has no gain_init or zero_centered")
         if self.kind in ("dyt", "derf") and not self.affine:
             raise HybridNormError(f"affine: {self.kind} always has its gain and bias")
-        if self.eps is not None and self.eps < 0:
-            raise HybridNormError(f"eps: must not be negative, got {self.eps}")
+        _check_finite(self, "alpha_init")
+        if self.eps is not None and not 0 <= self.eps < math.inf:
+            raise HybridNormError(f"eps: must be finite and not negative, got {self.eps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +155,12 @@ class BlockSpec:
 
 Patch = tuple[tuple[str, object], ...]
 _Spec = TypeVar("_Spec", AttentionSpec, FeedForwardSpec)
-_SELECTOR = re.compile(r"(first|last)(?: (\d+(?:\.\d+)?)(%)?)?|every (\d+)")
+_SELECTOR = re.compile(
+    r"(?P<edge>first|last)(?: (?P<count>[1-9]\d*)| (?P<percent>\d+(?:\.\d+)?)%)?"
+    r"|every (?P<period>[1-9]\d*)"
+    r"|blocks (?P<listed>[1-9]\d*(?:, ?[1-9]\d*)*)",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +168,7 @@ class Override:
     """Fields replaced in the blocks that `layers` selects.
 
     `layers`: "first", "first 3", "first 25%" (rounded down), "last", "last 2", "every 4"
-    (blocks 4, 8, ... counted from 1). Indices are global: the first block is the model's first.
+    (blocks 4, 8, ...), "blocks 2, 5". Blocks are counted from 1, over the whole model.
     """
 
     layers: str
@@ -154,21 +177,23 @@ class Override:
 
     def __post_init__(self) -> None:
         match = _SELECTOR.fullmatch(self.layers)
-        if match is None or match[4] == "0":
+        if match is None or float(match["percent"] or 0) > 100:
             raise HybridNormError(
                 f"layers: cannot read {self.layers!r}; write first, first 3, first 25%, "
-                "last, last 2 or every 4"
+                "last, last 2, every 4 or blocks 2, 5"
             )
 
     def selects(self, layer: int, n_layers: int) -> bool:
         match = _SELECTOR.fullmatch(self.layers)
         assert match is not None
-        edge, number, percent, period = match.groups()
-        if period:
-            return (layer + 1) % int(period) == 0
-        count = float(number or 1)
-        count = int(count / 100 * n_layers + 1e-9) if percent else int(count)
-        return layer < count if edge == "first" else layer >= n_layers - count
+        if match["listed"]:
+            return layer + 1 in map(int, match["listed"].split(","))
+        if match["period"]:
+            return (layer + 1) % int(match["period"]) == 0
+        count = int(match["count"] or 1)
+        if match["percent"]:
+            count = int(float(match["percent"]) / 100 * n_layers + 1e-9)
+        return layer < count if match["edge"] == "first" else layer >= n_layers - count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,16 +213,17 @@ class Placement:
     embed_norm: Norm | None = None
     embed_scale: Scale = ONE
     final_norm: Norm | None = Norm()
-    init: str = "normal"
+    init: Init = "normal"
     source: str = ""
     note: str = ""
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_choice("init", self.init, get_args(Init))
         # A broken override must fail when the placement is read, not when the model is built.
-        for override in self.overrides:
-            _patched(self.attention, override.attention)
-            _patched(self.feed_forward, override.feed_forward)
+        for i, override in enumerate(self.overrides):
+            _patched(self.attention, override.attention, f"overrides[{i}].attention")
+            _patched(self.feed_forward, override.feed_forward, f"overrides[{i}].feed_forward")
 
     def block(self, layer: int, n_layers: int) -> BlockSpec:
         """The spec of block `layer` (from 0) of `n_layers`, overrides applied in order.
@@ -210,8 +236,9 @@ class Placement:
         attention, feed_forward = self.attention, self.feed_forward
         for override in self.overrides:
             if override.selects(layer, n_layers):
-                attention = _patched(attention, override.attention)
-                feed_forward = _patched(feed_forward, override.feed_forward)
+                where = f"overrides: in block {layer + 1} of {n_layers}, "
+                attention = _patched(attention, override.attention, f"{where}attention")
+                feed_forward = _patched(feed_forward, override.feed_forward, f"{where}feed_forward")
         return BlockSpec(attention=attention, feed_forward=feed_forward)
 
     def final(self, n_layers: int) -> Norm | None:
@@ -224,8 +251,11 @@ class Placement:
         return None if last.post_norm else self.final_norm
 
 
-def _patched(spec: _Spec, patch: Patch) -> _Spec:
-    return replace(spec, **dict(patch)) if patch else spec  # type: ignore[arg-type]
+def _patched(spec: _Spec, patch: Patch, where: str) -> _Spec:
+    try:
+        return replace(spec, **dict(patch)) if patch else spec  # type: ignore[arg-type]
+    except HybridNormError as error:
+        raise HybridNormError(f"{where}.{error}") from None
 
 
 def norms_of(spec: object) -> dict[str, Norm]:

@@ -49,13 +49,16 @@ class TrainingProgress:
         self._bar.update(self._task, completed=row["step"], description=line)
         if not self.console.is_terminal and row["step"] >= self._next_line:
             self._next_line = row["step"] + max(1, self.steps // _PLAIN_LINES)
-            self.console.print(f"step {row['step']:>6}/{self.steps}  {line}", highlight=False)
+            self.console.print(
+                f"step {row['step']:>6}/{self.steps}  {line}", highlight=False, soft_wrap=True
+            )
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.console.print(
             f"step {row['step']:>6}/{self.steps}  held-out loss {row['val_loss']:.4f}  "
             f"perplexity {row['val_perplexity']:.2f}  bits/byte {row['val_bits_per_byte']:.4f}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def note(self, text: str) -> None:
