@@ -31,13 +31,16 @@ def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
         raise HybridNormError(f"{field}: unknown value {value!r}; {nearest(str(value), choices)}")
 
 
-_MAX_POWER = 4  # of a power law; the literature stays below 1, and large powers overflow
+_MAX_POWER = 4.0  # the literature stays below 1, and large powers overflow
+_MAX_VALUE = 1e9
 
 
-def _check_finite(spec: object, *names: str) -> None:
-    for name in names:
-        if not math.isfinite(getattr(spec, name)):
-            raise HybridNormError(f"{name}: must be a finite number, got {getattr(spec, name)}")
+def _check_size(field: str, value: float, largest: float) -> None:
+    # Written so that NaN fails.
+    if not abs(value) <= largest:
+        raise HybridNormError(
+            f"{field}: must be a number from -{largest} to {largest}, got {value}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +59,9 @@ class Scale:
 
     def __post_init__(self) -> None:
         check_choice("learned", self.learned, get_args(Learned))
-        _check_finite(self, "value")
+        _check_size("value", self.value, _MAX_VALUE)
         for name in ("layer_power", "depth_power", "width_power"):
-            if not abs(getattr(self, name)) <= _MAX_POWER:
-                raise HybridNormError(
-                    f"{name}: must be between -{_MAX_POWER} and {_MAX_POWER}, "
-                    f"got {getattr(self, name)}"
-                )
+            _check_size(name, getattr(self, name), _MAX_POWER)
 
     @property
     def is_one(self) -> bool:
@@ -105,7 +104,7 @@ class Norm:
             raise HybridNormError("affine: a norm without a gain has no gain_init or zero_centered")
         if self.kind in ("dyt", "derf") and not self.affine:
             raise HybridNormError(f"affine: {self.kind} always has its gain and bias")
-        _check_finite(self, "alpha_init")
+        _check_size("alpha_init", self.alpha_init, _MAX_VALUE)
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise HybridNormError(f"eps: must be finite and not negative, got {self.eps}")
 
