@@ -5,7 +5,9 @@ import io
 import itertools
 import os
 import re
+import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -47,6 +49,18 @@ class Show:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyArgs:
+    """Run a grid of recipes under identical conditions and report on it."""
+
+    study: Positional[str] = "demo"
+    """A built-in study or a .toml file."""
+    dir: Path | None = None
+    """Folder of the study. None: studies/<study>."""
+    jobs: int = 1
+    """Runs at a time; they share the cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generate:
     """Continue a prompt with a trained model."""
 
@@ -85,6 +99,19 @@ def _show(argv: Sequence[str]) -> None:
     show(args.placement or None, args.out, args.n_layers)
 
 
+def _study(argv: Sequence[str]) -> None:
+    own, overrides = _split_overrides(argv)
+    args = _parse(StudyArgs, "study", own)
+    if args.jobs < 1:
+        raise HybridNormError(f"jobs: must be at least 1, got {args.jobs}")
+    from hybridnorm.study.plan import load_study
+    from hybridnorm.study.run import carry_out
+
+    study = load_study(args.study, overrides)
+    folder = args.dir or Path("studies") / study.name
+    carry_out(study, folder, jobs=args.jobs, command=shlex.join(["hybridnorm", "study", *argv]))
+
+
 def _generate(argv: Sequence[str]) -> None:
     args = _parse(Generate, "generate", argv)
     from hybridnorm.train.run import generate_text
@@ -105,6 +132,7 @@ def _generate(argv: Sequence[str]) -> None:
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
     "generate": ("continue a prompt with a trained model", _generate),
+    "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
     "show": ("equations, facts and drawing of a placement", _show),
 }
 
@@ -147,6 +175,38 @@ def _usage() -> str:
             "`hybridnorm <verb> --help` shows every argument with its default and meaning.",
         ]
     )
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, object]]:
+    """Dotted recipe fields (and --seed) with their values, apart from the verb's own arguments.
+
+    Several values in a row replace an axis of the grid: `--seed 0 1 2`.
+    """
+    own: list[str] = []
+    values: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for word in argv:
+        name, _, inline = word.partition("=")
+        if name.startswith("--") and ("." in name or name == "--seed"):
+            current = values.setdefault(name[2:].replace("-", "_"), [])
+            current += [inline] if inline else []
+        elif word.startswith("--") or current is None:
+            current = None
+            own.append(word)
+        else:
+            current.append(word)
+    return own, {name: _toml_value(words) for name, words in values.items()}
+
+
+def _toml_value(words: list[str]) -> object:
+    """Words of the command line as TOML would read them; what it cannot read is a string."""
+    read: list[object] = []
+    for word in words:
+        try:
+            read.append(tomllib.loads(f"x = {word}")["x"])
+        except tomllib.TOMLDecodeError:
+            read.append(word)
+    return read[0] if len(read) == 1 else read
 
 
 def _first_word(argv: Sequence[str]) -> str | None:

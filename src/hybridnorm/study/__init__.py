@@ -1,0 +1,1 @@
+"""A grid of runs under identical conditions: plan, run, statistics, report."""

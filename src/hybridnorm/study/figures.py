@@ -1,0 +1,133 @@
+"""The figures of a study, as matplotlib SVGs. One colour per arm in all of them."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hybridnorm.study.plan import Study
+from hybridnorm.study.results import Arm, Result
+from hybridnorm.train.metrics import Row
+
+# Okabe & Ito: distinguishable with every kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_STYLES = ("-", "--", "-.", ":")
+Series = NDArray[np.float64]
+_SMOOTH = 0.02  # width of the running mean, as a fraction of the run
+
+
+def figures(study: Study, found: Sequence[Arm]) -> dict[str, Figure]:
+    """Name to figure: training loss, held-out loss, gradient norm, final losses."""
+    return {
+        "training-loss": _curves(
+            study, found, "training loss (nats per token, running mean)", _train("loss")
+        ),
+        "held-out-loss": _curves(
+            study, found, "held-out loss (nats per token)", _evaluation("val_loss"), "o"
+        ),
+        "gradient-norm": _curves(
+            study, found, "gradient norm before clipping", _train("grad_norm"), log=True
+        ),
+        "final-loss": _final(study, found),
+    }
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as an SVG element; `name` keeps its ids apart from those of other figures."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save_figures(found: dict[str, Figure], folder: Path) -> None:
+    """Write every figure as NAME.svg."""
+    folder.mkdir(exist_ok=True)
+    for name, figure in found.items():
+        (folder / f"{name}.svg").write_text(svg(figure, name), encoding="utf-8")
+
+
+def _curves(
+    study: Study,
+    found: Sequence[Arm],
+    label: str,
+    series: Callable[[Result], tuple[Series, Series]],
+    marker: str = "",
+    log: bool = False,
+) -> Figure:
+    """One line per arm (mean over its runs) in a band from the lowest to the highest run."""
+    figure = Figure(figsize=(7.2, 4.0))
+    axes = figure.add_subplot()
+    for index, arm in enumerate(found):
+        runs = [series(result) for result in arm.best]
+        runs = [(x, y) for x, y in runs if len(x)]
+        if not runs:
+            continue
+        shared = min((x for x, _ in runs), key=len)
+        values = np.stack([np.interp(shared, x, y) for x, y in runs])
+        colour, style = _COLOURS[index % 8], _STYLES[index // 8 % 4]
+        axes.plot(shared, values.mean(axis=0), style, color=colour, marker=marker, ms=3, lw=1.5)
+        axes.lines[-1].set_label(str(arm.value))
+        if len(runs) > 1:
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes.fill_between(shared, low, high, color=colour, alpha=0.15, lw=0)
+    if log:
+        axes.set_yscale("log")
+    _finish(axes, "tokens", label)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.legend(frameon=False, title=study.compare)
+    return figure
+
+
+def _final(study: Study, found: Sequence[Arm]) -> Figure:
+    """Every run's final held-out loss, runs of one seed joined: what is compared."""
+    figure = Figure(figsize=(7.2, 0.5 * len(found) + 1.2))
+    axes = figure.add_subplot()
+    by_seed: dict[object, list[tuple[float, int]]] = {}
+    for index, arm in enumerate(found):
+        for result in arm.best:
+            if result.val_loss is not None:
+                by_seed.setdefault(result.seed, []).append((result.val_loss, index))
+                axes.plot(result.val_loss, index, "o", color=_COLOURS[index % 8], ms=6, alpha=0.8)
+        if arm.val_loss is not None:
+            axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=_COLOURS[index % 8])
+    for points in by_seed.values():
+        axes.plot(*zip(*points, strict=True), color="0.7", lw=0.8, zorder=0)
+    axes.set_yticks(range(len(found)), [str(arm.value) for arm in found])
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    _finish(axes, "final held-out loss (nats per token); one dot per run, one line per seed", "")
+    return figure
+
+
+def _finish(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, lw=0.6)
+
+
+def _train(column: str) -> Callable[[Result], tuple[Series, Series]]:
+    def series(result: Result) -> tuple[Series, Series]:
+        x, y = _columns(result.metrics.train, column)
+        width = max(1, int(len(y) * _SMOOTH) | 1)
+        # Half a window shorter at both ends, rather than pulled towards a made-up edge.
+        smooth = np.convolve(y, np.ones(width) / width, mode="valid") if len(y) else y
+        edge = width // 2
+        return x[edge : edge + len(smooth)], smooth
+
+    return series
+
+
+def _evaluation(column: str) -> Callable[[Result], tuple[Series, Series]]:
+    return lambda result: _columns(result.metrics.evaluations, column)
+
+
+def _columns(rows: Sequence[Row], column: str) -> tuple[Series, Series]:
+    return np.array([float(r["tokens"]) for r in rows]), np.array([float(r[column]) for r in rows])

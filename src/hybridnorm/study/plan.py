@@ -1,0 +1,110 @@
+"""A study: a recipe, what is set for all runs, and a grid of what varies. No torch.
+
+title = "..."
+recipe = "demo"                    # a built-in recipe or a .toml file
+compare = "model.placement"        # the field whose values are compared
+baseline = "pre-norm"              # the value the others are compared with
+[set]                              # dotted recipe fields, the same in all runs
+"train.steps" = 200
+[grid]                             # dotted recipe fields, every combination is a run
+"model.placement" = ["pre-norm", "hybridnorm"]
+"seed" = [0, 1, 2]
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.tables import build
+from hybridnorm.train.recipe import Recipe, load_recipe, read_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    recipe: str = "demo"
+    title: str = ""
+    compare: str = "model.placement"
+    baseline: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study: where it is in the grid, and its full recipe."""
+
+    name: str
+    values: Mapping[str, Any]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of a study and how they are compared."""
+
+    name: str
+    title: str
+    compare: str
+    baseline: Any
+    grid: Mapping[str, list[Any]]
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def arms(self) -> list[Any]:
+        """The compared values, in the order of the grid."""
+        return self.grid[self.compare]
+
+
+def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Study:
+    """A built-in study or a .toml file; `overrides` (dotted recipe fields) go to every run.
+
+    An override of a field of the grid replaces its values by the one given.
+
+    Raises:
+        HybridNormError: an unknown name, or a broken field; it is named.
+    """
+    table = read_toml(name_or_path, "studies")
+    grid = _lists(table.pop("grid", {}))
+    common = dict(table.pop("set", {}))
+    file = build(_File, table)
+    for dotted, value in (overrides or {}).items():
+        if dotted in grid:
+            grid[dotted] = value if isinstance(value, list) else [value]
+        else:
+            common[dotted] = value
+    if file.compare not in grid:
+        raise HybridNormError(
+            f"compare: {file.compare!r} is not in the grid; {nearest(file.compare, grid)}"
+        )
+    baseline = file.baseline or grid[file.compare][0]
+    if baseline not in grid[file.compare]:
+        hint = nearest(str(baseline), map(str, grid[file.compare]))
+        raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
+    runs = []
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        recipe = load_recipe(file.recipe, {**common, **values})
+        runs.append(Run(_run_name(values), values, recipe))
+    name = Path(name_or_path).stem
+    return Study(name, file.title or name, file.compare, baseline, grid, runs)
+
+
+def _lists(table: object) -> dict[str, list[Any]]:
+    if not isinstance(table, Mapping) or not table:
+        raise HybridNormError("grid: a study needs a [grid] of dotted recipe fields")
+    for name, values in table.items():
+        if not isinstance(values, list) or not values:
+            raise HybridNormError(f"grid.{name}: expected a non-empty array, got {values!r}")
+    return dict(table)
+
+
+def _run_name(values: Mapping[str, Any]) -> str:
+    """ "hybridnorm-seed0-lr0.003": readable, and the same for the same values."""
+    parts = []
+    for dotted, value in values.items():
+        name = dotted.rpartition(".")[2]
+        text = Path(value).stem if name == "placement" else f"{name}{value}"
+        parts.append(re.sub(r"[^\w.+-]", "_", text.replace("*", "star")))
+    return "-".join(parts)

@@ -1,0 +1,208 @@
+"""What the runs of a study say, run by run and arm by arm. No torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.study.plan import Run, Study
+from hybridnorm.study.statistics import Comparison, compare
+from hybridnorm.train.metrics import Metrics, read_metrics
+
+_SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: its place in the grid, its metrics, and how it ended."""
+
+    run: Run
+    metrics: Metrics
+    status: str
+    reason: str = ""
+
+    @property
+    def val_loss(self) -> float | None:
+        """The last held-out loss of a finished run."""
+        finished = self.status == "finished" and self.metrics.evaluations
+        return float(self.metrics.evaluations[-1]["val_loss"]) if finished else None
+
+    @property
+    def seed(self) -> int:
+        return self.run.recipe.seed
+
+    @property
+    def parameters(self) -> int | None:
+        counts = [event["parameters"] for event in self.metrics.events if "parameters" in event]
+        return counts[-1] if counts else None
+
+    def row(self) -> dict[str, Any]:
+        """The run's line of results.csv."""
+        last = self.metrics.train[-1] if self.metrics.train else {}
+        held_out = self.metrics.evaluations[-1] if self.metrics.evaluations else {}
+        end = self.metrics.events[-1] if self.metrics.events else {}
+        return {
+            "run": self.run.name,
+            **self.run.values,
+            "status": self.status,
+            "steps": last.get("step"),
+            "tokens": last.get("tokens"),
+            "train_loss": last.get("loss"),
+            "val_loss": held_out.get("val_loss"),
+            "val_perplexity": held_out.get("val_perplexity"),
+            "val_bits_per_byte": held_out.get("val_bits_per_byte"),
+            "tokens_per_second": end.get("tokens_per_second"),
+            "seconds": last.get("seconds"),
+            "parameters": self.parameters,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """All runs with one compared value, judged where its other settings suit it best."""
+
+    value: Any
+    results: list[Result]
+    best: list[Result]
+    settings: Mapping[str, Any]
+    comparison: Comparison | None = None
+
+    def count(self, status: str) -> int:
+        return sum(result.status == status for result in self.results)
+
+    @property
+    def val_loss(self) -> float | None:
+        losses = [r.val_loss for r in self.best if r.val_loss is not None]
+        return fmean(losses) if losses else None
+
+    def mean(self, column: str) -> float | None:
+        """Mean of a results.csv column over the finished runs."""
+        values = [r.row()[column] for r in self.best if r.val_loss is not None]
+        return fmean(values) if values else None
+
+
+def read_results(
+    study: Study, folder: Path, crashes: Mapping[str, str] | None = None
+) -> list[Result]:
+    """The results of all runs, whatever became of them."""
+    results = []
+    for run in study.runs:
+        try:
+            metrics = read_metrics(folder / "runs" / run.name)
+        except HybridNormError:
+            metrics = Metrics()
+        status = {"empty": "missing", "started": "incomplete", "resumed": "incomplete"}.get(
+            metrics.status, metrics.status
+        )
+        reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
+        if crashes and run.name in crashes:
+            status, reason = "crashed", crashes[run.name]
+        results.append(Result(run, metrics, status, reason))
+    return results
+
+
+def arms(study: Study, results: list[Result]) -> list[Arm]:
+    """One arm per compared value, each at its own best setting of the other grid fields.
+
+    Settings where a run diverged or is missing are best only if there is no complete one. The
+    seed is never a setting: pairs are matched on it.
+    """
+    chosen = {}
+    for value in study.arms:
+        mine = [r for r in results if r.run.values[study.compare] == value]
+        chosen[value] = _best(study, mine)
+    baseline = _by_seed(chosen[study.baseline][1])
+    found = []
+    for value in study.arms:
+        settings, best = chosen[value]
+        mine = [r for r in results if r.run.values[study.compare] == value]
+        pairs = _by_seed(best)
+        differences = [pairs[seed] - baseline[seed] for seed in pairs if seed in baseline]
+        against = compare(differences) if differences and value != study.baseline else None
+        found.append(Arm(value, mine, best, settings, against))
+    return found
+
+
+def results_table(study: Study, results: list[Result]) -> Table:
+    """The final table, for the terminal."""
+    table = Table(title=study.title, box=None, title_justify="left")
+    columns = arm_columns(study, arms(study, results))
+    # What 80 columns cannot hold is in results.csv and the report.
+    for heading in ("perplexity", "parameters"):
+        del columns[heading]
+    for heading in columns:
+        left = heading == study.compare
+        table.add_column(heading, justify="left" if left else "right", no_wrap=left)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def arm_columns(study: Study, found: list[Arm]) -> dict[str, list[str]]:
+    """Heading to cells, one cell per arm."""
+    columns: dict[str, list[str]] = {study.compare: [str(arm.value) for arm in found]}
+    for field in found[0].settings:
+        columns[field] = [str(arm.settings[field]) for arm in found]
+    columns["held-out loss"] = [_number(arm.val_loss, ".4f") for arm in found]
+    columns["perplexity"] = [_number(perplexity(arm), ".2f") for arm in found]
+    columns["bits/byte"] = [_number(arm.mean("val_bits_per_byte"), ".4f") for arm in found]
+    columns[f"difference to {study.baseline}"] = [difference(arm) for arm in found]
+    columns["tokens/s"] = [_number(arm.mean("tokens_per_second"), ",.0f") for arm in found]
+    columns["parameters"] = [_number(arm.mean("parameters"), ",.0f") for arm in found]
+    columns["runs"] = [runs_text(arm) for arm in found]
+    return columns
+
+
+def perplexity(arm: Arm) -> float | None:
+    """Of the mean held-out loss, so that arms rank as their losses do."""
+    return None if arm.val_loss is None else math.exp(min(arm.val_loss, 700.0))
+
+
+def difference(arm: Arm) -> str:
+    """ "−0.0123 [−0.0200, −0.0046]*" with the t interval; * where it excludes zero."""
+    if arm.comparison is None:
+        return "–"
+    text = _signed(arm.comparison.mean)
+    if arm.comparison.t_interval:
+        low, high = map(_signed, arm.comparison.t_interval)
+        text += f" [{low}, {high}]" + ("*" if arm.comparison.significant else "")
+    return text
+
+
+def runs_text(arm: Arm) -> str:
+    """ "3 finished, 1 diverged": nothing is dropped."""
+    statuses = sorted({result.status for result in arm.results}, key=lambda s: s != "finished")
+    return ", ".join(f"{arm.count(status)} {status}" for status in statuses)
+
+
+def _best(study: Study, results: list[Result]) -> tuple[dict[str, Any], list[Result]]:
+    fields = [f for f in study.grid if f not in (study.compare, _SEED)]
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(result.run.values[f] for f in fields), []).append(result)
+
+    def rank(key: tuple[Any, ...]) -> tuple[int, float]:
+        losses = [r.val_loss for r in groups[key]]
+        known = [loss for loss in losses if loss is not None]
+        return len(losses) - len(known), fmean(known) if known else float("inf")
+
+    best = min(groups, key=rank)
+    return dict(zip(fields, best, strict=True)), groups[best]
+
+
+def _by_seed(results: list[Result]) -> dict[int, float]:
+    return {r.seed: r.val_loss for r in results if r.val_loss is not None}
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
