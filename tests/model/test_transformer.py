@@ -1,0 +1,191 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hybridnorm.model.config import PRESETS, ModelConfig
+from hybridnorm.model.generate import generate
+from hybridnorm.model.initialization import initialize, standard_deviation
+from hybridnorm.model.norms import Norm
+from hybridnorm.model.transformer import Transformer
+from hybridnorm.placement import placement, spec, strategies
+
+CONFIG = ModelConfig(d_model=32, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=50)
+IDS = torch.arange(48).view(2, 24)
+
+
+@pytest.mark.parametrize("name", [*strategies(), "kv-post", "pre-qkvc-pre"])
+def test_every_placement_trains_through_the_meta_device(name: str) -> None:
+    config = replace(CONFIG, placement=name)
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to_empty(device="cpu")
+    initialize(model, seed=1)
+    direct = Transformer(config, seed=1)
+    for (name_, ours), theirs in zip(model.named_parameters(), direct.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name_
+    assert not list(model.buffers()), "a buffer would be lost on the meta device"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = model.loss(IDS[:, :-1], IDS[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("151M", 151.4),
+        ("285M", 285.2),
+        ("550M", 550.5),
+        ("543M-deep", 543.7),
+        ("1.2B", 1277.0),
+        ("1.2B-released", 1179.0),
+    ],
+)
+def test_the_papers_parameter_counts(preset: str, millions: float) -> None:
+    config = replace(PRESETS[preset], placement="pre-norm")
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["pre-norm", "hybridnorm-star", "olmo2", "qkvc-post", "b2t"])
+def test_the_cache_gives_the_same_logits_token_by_token(name: str) -> None:
+    model = Transformer(replace(CONFIG, placement=name))
+    whole = model(IDS)
+    caches = model.kv_caches(24)
+    parts = [model(IDS[:, :5], caches)] + [model(IDS[:, i : i + 1], caches) for i in range(5, 24)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_greedy_generation_takes_the_likeliest_token() -> None:
+    model = Transformer(CONFIG)
+    tokens = IDS[:, :4]
+    for _ in range(6):
+        tokens = torch.cat((tokens, model(tokens)[:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(generate(model, IDS[:, :4], 6, temperature=0), tokens)
+    assert torch.equal(generate(model, IDS[:, :4], 6, top_k=1), tokens)
+    assert torch.equal(generate(model, IDS[:, :4], 6, top_p=1e-9), tokens)
+
+
+def test_padding_rows_of_the_vocabulary_get_no_probability() -> None:
+    model = Transformer(CONFIG)
+    assert model.embedding.weight.shape == (128, 32) and model(IDS).shape == (2, 24, 50)
+    expected = F.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten())
+    torch.testing.assert_close(model.loss(IDS, IDS), expected)
+
+
+@pytest.mark.parametrize(
+    "init", ["normal", "depth-scaled", "megatron", "deepnorm", "subln", "tiny"]
+)
+def test_initialization_formulas(init: str) -> None:
+    config = replace(
+        CONFIG, d_model=256, d_ff=512, vocab_size=1000, tie_embeddings=False, init=init
+    )
+    model = Transformer(config, placement("pre-norm"))
+    weights = dict(model.named_parameters())
+    s, n = 1 / math.sqrt(2.5 * 256), 4
+    tiny = 1 / math.sqrt(2 * 256 * 4)
+    expected = {  # layer 2, counted from 0
+        "normal": {"q": s, "o": s, "down": s, "head": s, "embedding": s},
+        "depth-scaled": {
+            "q": s,
+            "o": s / math.sqrt(6),
+            "down": s / math.sqrt(6),
+            "head": s,
+            "embedding": s,
+        },
+        "megatron": {
+            "q": s,
+            "o": s / math.sqrt(8),
+            "down": s / math.sqrt(8),
+            "head": 1 / 16,
+            "embedding": s,
+        },
+        "deepnorm": {"q": s, "v": s * (8 * n) ** -0.25, "down": s * (8 * n) ** -0.25, "gate": s},
+        "subln": {
+            "q": s,
+            "v": s * math.sqrt(math.log(8)),
+            "down": s * math.sqrt(math.log(8)),
+            "gate": s,
+        },
+        "tiny": {"q": tiny, "o": tiny, "embedding": 0.5},
+    }[init]
+    for short, sigma in expected.items():
+        name = {"embedding": "embedding.weight", "head": "head.weight"}.get(short)
+        part = "feed_forward" if short in ("down", "gate", "up") else "attention"
+        name = name or f"blocks.2.{part}.branch.{short}_proj.weight"
+        weight = weights[name]
+        # A normal cut at 3 sigma has 0.98658 of its standard deviation left.
+        assert weight.std().item() == pytest.approx(0.98658 * sigma, rel=0.02), name
+        assert weight.abs().max() <= 3 * sigma * (1 + 1e-6)
+        assert standard_deviation(config, init, name) == pytest.approx(sigma)
+
+
+def test_placements_with_one_seed_share_their_weights() -> None:
+    a, b = (
+        dict(Transformer(replace(CONFIG, placement=name, init="normal"), seed=7).named_parameters())
+        for name in ("pre-norm", "hybridnorm-star")
+    )
+    shared = [n for n in a if n in b and a[n].ndim == 2]
+    assert len(shared) == 1 + 4 * 7
+    assert all(torch.equal(a[name], b[name]) for name in shared)
+    other = Transformer(replace(CONFIG, placement="pre-norm", init="normal"), seed=8)
+    assert not torch.equal(other.embedding.weight, a["embedding.weight"])
+    megatron = Transformer(replace(CONFIG, placement="pre-norm", init="megatron"), seed=7)
+    name = "blocks.1.attention.branch.o_proj.weight"
+    torch.testing.assert_close(megatron.get_parameter(name), a[name] / math.sqrt(8))
+
+
+def norm(**fields: object) -> Norm:
+    module = Norm(spec.Norm(**fields), 16, gain=1.0, eps=1e-5)  # type: ignore[arg-type]
+    module.reset_parameters()
+    return module
+
+
+def test_norms_against_torch() -> None:
+    x = torch.randn(3, 7, 16)
+    torch.testing.assert_close(norm()(x), F.rms_norm(x, (16,), eps=1e-5))
+    torch.testing.assert_close(norm(kind="layer")(x), F.layer_norm(x, (16,), eps=1e-5))
+    torch.testing.assert_close(norm(kind="l2")(x), x / x.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(norm(kind="dyt")(x), torch.tanh(0.5 * x))
+    torch.testing.assert_close(norm(kind="derf")(x), torch.erf(0.5 * x))
+    zero = norm(zero_centered=True)
+    assert torch.equal(zero.weight, torch.zeros(16))
+    torch.testing.assert_close(zero(x), norm()(x))
+
+
+def test_statistics_are_float32_whatever_the_input() -> None:
+    x = (torch.randn(4, 16) * 300).half()  # squares overflow half precision
+    assert torch.isfinite(norm()(x)).all()
+    x = torch.randn(4, 16).bfloat16()
+    assert torch.equal(norm()(x), F.rms_norm(x.float(), (16,), eps=1e-5).bfloat16())
+
+
+def test_depth_constants_are_numbers_and_gains_learn() -> None:
+    scaled = Transformer(replace(CONFIG, placement="lns"))
+    assert [b.attention.input_scale.value for b in scaled.blocks] == [
+        pytest.approx(1 / math.sqrt(layer)) for layer in (1, 2, 3, 4)
+    ]
+    assert not any("scale" in name for name, _ in scaled.named_parameters())
+    gains = Transformer(replace(CONFIG, placement="hybridnorm-star-7b"))
+    weight = gains.blocks[3].attention.output_norm.weight
+    assert weight.requires_grad and torch.allclose(weight, torch.tensor(1 / math.sqrt(8)))
+
+
+def test_the_contribution_to_the_stream_can_be_hooked() -> None:
+    model = Transformer(replace(CONFIG, placement="peri-ln"))
+    streams, added = [], []
+    block = model.blocks[0].attention
+    block.register_forward_hook(lambda m, args, out: streams.append((args[0], out)))
+    block.branch_scale.register_forward_hook(lambda m, args, out: added.append(out))
+    model(IDS)
+    (before, after), contribution = streams[0], added[0]
+    torch.testing.assert_close(after - before, contribution)
