@@ -1,151 +1,122 @@
-"""The equations of a placement, written from its data. Nobody writes a strategy's by hand."""
+"""The equations of a placement, generated from its data."""
 
-from itertools import groupby
+from typing import NamedTuple
 
-from hybridnorm.placement.spec import (
-    AttentionSpec,
-    BlockSpec,
-    FeedForwardSpec,
-    Norm,
-    Placement,
-    Scale,
-    Sublayer,
-)
-
-_KIND = {"rms": "RMSNorm", "layer": "LayerNorm", "l2": "L2Norm", "dyt": "DyT", "derf": "Derf"}
+from hybridnorm.placement.spec import AttentionSpec, FeedForwardSpec, Norm, Placement, Sublayer
+from hybridnorm.placement.symbols import Symbols
 
 
-def distinct_blocks(placement: Placement, n_layers: int) -> list[tuple[list[int], BlockSpec]]:
-    """Equal blocks together: their indices (from 0) and their spec, in order of appearance."""
-    groups: dict[BlockSpec, list[int]] = {}
-    for layer in range(n_layers):
-        groups.setdefault(placement.block(layer, n_layers), []).append(layer)
-    return [(layers, spec) for spec, layers in groups.items()]
+class Section(NamedTuple):
+    """Equations under a title such as `blocks 2..12`."""
+
+    title: str
+    lines: list[str]
 
 
-def block_title(layers: list[int]) -> str:
-    """ "block 1", "blocks 2–12", "blocks 1, 3": counted from 1."""
-    runs = []
-    for _, run in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
-        found = [layer + 1 for _, layer in run]
-        runs.append(f"{found[0]}–{found[-1]}" if len(found) > 1 else str(found[0]))
-    return ("block " if len(layers) == 1 else "blocks ") + ", ".join(runs)
+def equations(placement: Placement, n_layers: int = 12) -> list[Section]:
+    """The equations of a model of `n_layers`, from the token to the logits, then the symbols.
 
+    In a block, x is the stream that enters it and x' the one that leaves it.
 
-def block_equations(spec: BlockSpec) -> list[str]:
-    """The equations of one block: from x, the stream at its entry, to x′."""
+    Raises:
+        HybridNormError: no layers, or overrides that contradict each other.
+    """
+    symbols = Symbols(placement, n_layers)
+    entry = symbols.times(placement.embed_scale, "E[token]")
+    entry = _apply(symbols, placement.embed_norm, "embed_norm", entry)
+    read = _apply(symbols, placement.final(n_layers), "final_norm", "x")
     return [
-        *_inner_attention(spec.attention),
-        *_residual(spec.attention, "MHA", "x", "y", "a"),
-        *_inner_feed_forward(spec.feed_forward),
-        *_residual(spec.feed_forward, "FFN", "y", "x′", "f"),
+        Section("embedding", [f"x = {entry}"]),
+        *(
+            Section(
+                group.title,
+                [
+                    *_attention(group.spec.attention, symbols),
+                    *_feed_forward(group.spec.feed_forward, symbols),
+                ],
+            )
+            for group in symbols.groups
+        ),
+        Section("head", [f"logits = {read} W_head"]),
+        Section("where", symbols.legend()),
     ]
 
 
-def model_equations(placement: Placement, n_layers: int) -> list[str]:
-    """What happens before the first block and after the last."""
-    entry = _times(placement.embed_scale, "E[token]")
-    if placement.embed_norm:
-        entry = f"N_e({entry})"
-    final = placement.final(n_layers)
-    return [f"x = {entry}", f"logits = {'N_final(x)' if final else 'x'} · W_head"]
+def equations_text(placement: Placement, n_layers: int = 12) -> str:
+    """`equations` as plain text, titles flush left and equations indented."""
+    return "\n".join(
+        "\n".join([section.title, *(f"  {line}" for line in section.lines)])
+        for section in equations(placement, n_layers)
+    )
 
 
-def norm_label(norm: Norm) -> str:
-    """A norm in words: "RMSNorm, no gain, gain starts at 1/√(2L)"."""
-    words = [_KIND[norm.kind]]
-    if norm.axis == "full":
-        words.append("full width")
-    if not norm.affine:
-        words.append("no gain")
-    if norm.zero_centered:
-        words.append("gain 1+γ")
-    if not norm.gain_init.is_one:
-        words.append(f"gain starts at {scale_text(norm.gain_init)}")
-    if norm.eps is not None:
-        words.append(f"ε {norm.eps:g}")
-    return ", ".join(words)
-
-
-def scale_text(scale: Scale) -> str:
-    """A scale as a formula in l (block, from 1), L and d: "1/√l", "(2L)^¼", "0.283/√L"."""
-    for name, power in (("L", scale.depth_power), ("l", scale.layer_power)):
-        others = {scale.depth_power, scale.layer_power, scale.width_power} - {power}
-        if power and others <= {0.0}:
-            folded = scale.value ** (1 / power)
-            inside = round(folded, 6)
-            if inside == round(inside) and 1 <= inside <= 64 and abs(folded - inside) < 1e-9:
-                base = name if inside == 1 else f"{round(inside)}{name}"
-                return _power(base, power)
-    factors = [
-        _power(name, power)
-        for name, power in (
-            ("l", scale.layer_power),
-            ("L", scale.depth_power),
-            ("d", scale.width_power),
-        )
-        if power
-    ]
-    if scale.value != 1.0 or not factors:
-        text = f"{scale.value:g}"
-        if len(factors) == 1 and factors[0].startswith("1/"):
-            text, factors = text + factors[0][1:], []
-        factors.insert(0, text)
-    return "·".join(factors)
-
-
-def _power(base: str, power: float) -> str:
-    roots = {0.5: "√", 0.25: "∜"}
-    bare = base if len(base) == 1 else f"({base})"
-    if abs(power) in roots:
-        text = f"{roots[abs(power)]}{bare}"
-    else:
-        text = base if abs(power) == 1 else f"{bare}^{abs(power):g}"
-    return text if power > 0 else f"1/{text}"
-
-
-def _times(scale: Scale, value: str) -> str:
-    if scale.learned != "none":
-        start = "" if scale.is_one else f" (starts at {scale_text(scale)})"
-        symbol = "λ ⊙" if scale.learned == "channel" else "λ ·"
-        return f"{symbol} {value}{start}"
-    return value if scale.is_one else f"{scale_text(scale)} · {value}"
-
-
-def _inner_attention(spec: AttentionSpec) -> list[str]:
-    """q, k, v and the context, where a norm sits on one of them; u is what the branch reads."""
-    letters = {"q": spec.q_norm, "k": spec.k_norm, "v": spec.v_norm}
-    if not any(letters.values()) and not spec.context_norm:
-        return []
-    left = ", ".join(letters)
-    right = ", ".join(f"N_{c}(u W_{c})" if norm else f"u W_{c}" for c, norm in letters.items())
-    context = "softmax(rope(q) rope(k)ᵀ / √d_k) v"
-    if spec.context_norm:
-        context = f"N_c({context})"
-    return [f"MHA(u): {left} = {right};  {context} W_o"]
-
-
-def _inner_feed_forward(spec: FeedForwardSpec) -> list[str]:
-    return ["FFN(u): N_m(act(u W_in)) W_out"] if spec.mid_norm else []
-
-
-def _residual(spec: Sublayer, branch: str, stream: str, result: str, index: str) -> list[str]:
-    lines = []
-    normed = stream
-    if spec.input_norm:
-        normed = f"N_{index}({stream})"
-        if spec.skip == "normed":
-            lines.append(f"z = {normed}")
-            normed = "z"
-    value = f"{branch}({_times(spec.input_scale, normed)})"
-    if spec.output_norm:
-        value = f"N_out({value})"
-    skip = {
+def carried(spec: Sublayer, symbols: Symbols) -> str:
+    """What the residual of a sublayer carries: `x`, `N(y)`, `y + x`."""
+    stream = _stream(spec)
+    return {
         "raw": stream,
-        "normed": normed,
+        "normed": _normed(spec, symbols),
         "block_input": "x",
-        "raw+block_input": f"({stream} + x)" if not spec.skip_scale.is_one else f"{stream} + x",
+        "raw+block_input": f"{stream} + x",
     }[spec.skip]
-    total = f"{_times(spec.skip_scale, skip)} + {_times(spec.branch_scale, value)}"
-    lines.append(f"{result} = N_post({total})" if spec.post_norm else f"{result} = {total}")
-    return lines
+
+
+def residual_term(spec: Sublayer, symbols: Symbols) -> str:
+    """What the residual carries, scaled: `(2L)^¼·x`."""
+    term = carried(spec, symbols)
+    if spec.skip == "raw+block_input" and not spec.skip_scale.is_one:
+        term = f"({term})"
+    return symbols.times(spec.skip_scale, term)
+
+
+def _attention(spec: AttentionSpec, symbols: Symbols) -> list[str]:
+    """The projections where a norm sits on one of them, then the sublayer."""
+    read = _branch_input(spec, symbols)
+    lines = []
+    if any((spec.q_norm, spec.k_norm, spec.v_norm, spec.context_norm)):
+        norms = {"q": spec.q_norm, "k": spec.k_norm, "v": spec.v_norm}
+        for letter, norm in norms.items():
+            projection = f"{_factor(spec, read)} W_{letter}"
+            lines.append(f"{letter} = {_apply(symbols, norm, f'{letter}_norm', projection)}")
+        context = _apply(symbols, spec.context_norm, "context_norm", "c")
+        lines.append("c = softmax(RoPE(q) RoPE(k)ᵀ / √d_head) v")
+        lines.append(f"Attn({read}) = {context} W_o")
+    return [*lines, f"y = {_sum(spec, symbols, f'Attn({read})')}"]
+
+
+def _feed_forward(spec: FeedForwardSpec, symbols: Symbols) -> list[str]:
+    """The network where a norm sits inside it, then the sublayer."""
+    read = _branch_input(spec, symbols)
+    lines = []
+    if spec.mid_norm:
+        hidden = f"act({_factor(spec, read)} W_up)"
+        lines.append(f"FFN({read}) = {_apply(symbols, spec.mid_norm, 'mid_norm', hidden)} W_down")
+    return [*lines, f"x' = {_sum(spec, symbols, f'FFN({read})')}"]
+
+
+def _sum(spec: Sublayer, symbols: Symbols, branch: str) -> str:
+    """The residual sum, with the norms after the branch and after the sum."""
+    branch = _apply(symbols, spec.output_norm, "output_norm", branch)
+    total = f"{residual_term(spec, symbols)} + {symbols.times(spec.branch_scale, branch)}"
+    return _apply(symbols, spec.post_norm, "post_norm", total)
+
+
+def _stream(spec: Sublayer) -> str:
+    return "x" if isinstance(spec, AttentionSpec) else "y"
+
+
+def _normed(spec: Sublayer, symbols: Symbols) -> str:
+    return _apply(symbols, spec.input_norm, "input_norm", _stream(spec))
+
+
+def _apply(symbols: Symbols, norm: Norm | None, site: str, term: str) -> str:
+    return f"{symbols.norm(norm, site)}({term})" if norm else term
+
+
+def _branch_input(spec: Sublayer, symbols: Symbols) -> str:
+    return symbols.times(spec.input_scale, _normed(spec, symbols))
+
+
+def _factor(spec: Sublayer, read: str) -> str:
+    """A branch input as a factor of a product: a scaled one needs brackets."""
+    return read if spec.input_scale.is_one else f"({read})"

@@ -1,89 +1,87 @@
-"""What can be said of a placement without a model: norms, residual, equivalents."""
+"""What can be said of a placement without a model: its norms, its residual, its equals."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from hybridnorm.placement.equations import block_title, distinct_blocks, norm_label
-from hybridnorm.placement.registry import strategies
-from hybridnorm.placement.spec import BlockSpec, Norm, Placement, norms_of
+from hybridnorm.placement.canonical import equivalents, same_function_class
+from hybridnorm.placement.equations import residual_term
+from hybridnorm.placement.spec import BlockSpec, Norm, Placement, Sublayer, norms_of
+from hybridnorm.placement.symbols import Symbols, norm_notes
 
 _CARRIES = {
-    "raw": "the raw stream",
-    "normed": "the normed stream",
-    "block_input": "the block's input",
-    "raw+block_input": "the raw stream and the block's input",
+    "raw": "raw",
+    "normed": "normed",
+    "block_input": "block input",
+    "raw+block_input": "raw and block input",
 }
 
 
-def facts(placement: Placement, n_layers: int) -> list[tuple[str, str]]:
-    """Pairs of a label and what it says, for a model of `n_layers` blocks."""
-    rows = []
-    for layers, spec in distinct_blocks(placement, n_layers):
-        rows.append((block_title(layers), _norms(spec)))
-        carried = {_CARRIES[sub.skip] for sub in (spec.attention, spec.feed_forward)}
-        rows.append(("residual carries", " / ".join(sorted(carried, reverse=True))))
-    blocks = [canonical(placement, layer, n_layers) for layer in range(n_layers)]
-    on_stream = sum(
-        bool(sub.post_norm) + (sub.skip == "normed")
-        for block in blocks
-        for sub in (block.attention, block.feed_forward)
-    )
-    final = placement.final(n_layers)
-    rows += [
-        ("norms on the stream", f"{on_stream} in {n_layers} blocks, before the final norm"),
-        ("final norm", norm_label(final) if final else "none: the last sublayer ends in one"),
-        ("published init", placement.init),
-        ("equivalent to", ", ".join(equivalents(placement, n_layers)) or "no other built-in"),
-        ("also known as", ", ".join(placement.aliases)),
-        ("source", placement.source),
-        ("note", placement.note),
-    ]
-    return [(label, text) for label, text in rows if text]
+def facts(placement: Placement, n_layers: int = 12) -> dict[str, str]:
+    """Facts by label, for a model of `n_layers` blocks; empty ones are left out.
 
-
-def canonical(placement: Placement, layer: int, n_layers: int) -> BlockSpec:
-    """A block in the spelling where a normed skip is a post-norm on the sublayer before it.
-
-    Within one block `{ff: input_norm=N, skip=normed}` and `{attention: post_norm=N, ff: no norm}`
-    are the same computation graph, unless the feed-forward network reads the block's input or the
-    attention sublayer ends in a norm already.
+    Raises:
+        HybridNormError: no layers, or overrides that contradict each other.
     """
-    spec = placement.block(layer, n_layers)
-    attention, feed_forward = spec.attention, spec.feed_forward
-    if feed_forward.skip == "normed" and attention.post_norm is None:
-        attention = replace(attention, post_norm=feed_forward.input_norm)
-        feed_forward = replace(feed_forward, skip="raw", input_norm=None)
-    return BlockSpec(attention=attention, feed_forward=feed_forward)
+    symbols = Symbols(placement, n_layers)
+    found = {}
+    for group in symbols.groups:
+        found[f"norms in {group.title}"] = norms_in(group.spec)
+        found[f"residual in {group.title}"] = residual(group.spec, symbols)
+    found |= {
+        "norms on the stream": _stream_norms(placement, n_layers),
+        "source": placement.source,
+        "published init": placement.init,
+        "also called": ", ".join(placement.aliases),
+        "note": placement.note,
+        "equivalent to": ", ".join(equivalents(placement)) or "no other built-in",
+    }
+    for name, reason in same_function_class(placement).items():
+        found[f"same function class as {name}"] = reason
+    return {label: text for label, text in found.items() if text}
 
 
-def equivalents(placement: Placement, n_layers: int) -> list[str]:
-    """Built-in placements that are the same function, `placement` itself left out."""
-    mine = _function(placement, n_layers)
-    return [
-        name
-        for name, other in strategies().items()
-        if name != placement.name and _function(other, n_layers) == mine
+def norms_in(block: BlockSpec) -> str:
+    """How many norms a block has, and which: `4 (attention q, k, v; feed-forward input)`."""
+    parts = {"attention": block.attention, "feed-forward": block.feed_forward}
+    texts = [
+        f"{part} {', '.join(_norm_name(field, norm) for field, norm in norms_of(spec).items())}"
+        for part, spec in parts.items()
+        if norms_of(spec)
     ]
+    count = sum(len(norms_of(spec)) for spec in parts.values())
+    return f"{count} ({'; '.join(texts)})" if texts else "none"
 
 
-def _function(placement: Placement, n_layers: int) -> tuple[object, ...]:
-    blocks = [canonical(placement, layer, n_layers) for layer in range(n_layers)]
-    return (
-        placement.embed_scale,
-        placement.embed_norm,
-        placement.final(n_layers),
-        *blocks,
+def residual(block: BlockSpec, symbols: Symbols) -> str:
+    """What the residuals carry: `attention x (raw); feed-forward N(y) (normed)`."""
+    parts = {"attention": block.attention, "feed-forward": block.feed_forward}
+    return "; ".join(
+        f"{part} {residual_term(spec, symbols)} ({_CARRIES[spec.skip]})"
+        for part, spec in parts.items()
     )
 
 
-def _norms(spec: BlockSpec) -> str:
-    found = list(_named_norms(spec))
-    kinds = {norm_label(norm) for _, norm in found}
-    where = ", ".join(name for name, _ in found)
-    return f"{len(found)} norms: {where} ({'; '.join(sorted(kinds))})" if found else "no norm"
+def stream_norms(placement: Placement, n_layers: int) -> int:
+    """How many norms of the blocks the stream passes: post-norms, and norms the skip carries."""
+    return sum(
+        (spec.post_norm is not None) + (spec.skip == "normed")
+        for spec in _sublayers(placement, n_layers)
+    )
 
 
-def _named_norms(spec: BlockSpec) -> Iterator[tuple[str, Norm]]:
-    for part in ("attention", "feed_forward"):
-        for name, norm in norms_of(getattr(spec, part)).items():
-            yield f"{part.replace('_', '-')} {name.removesuffix('_norm').replace('_', ' ')}", norm
+def _stream_norms(placement: Placement, n_layers: int) -> str:
+    ends = {"embedding norm": placement.embed_norm, "final norm": placement.final(n_layers)}
+    named = [f"the {name}" for name, norm in ends.items() if norm]
+    count = f"{stream_norms(placement, n_layers)} in {n_layers} blocks"
+    return f"{count}, and {' and '.join(named)}" if named else count
+
+
+def _sublayers(placement: Placement, n_layers: int) -> Iterator[Sublayer]:
+    for layer in range(n_layers):
+        block = placement.block(layer, n_layers)
+        yield from (block.attention, block.feed_forward)
+
+
+def _norm_name(field: str, norm: Norm) -> str:
+    name = field.removesuffix("_norm")
+    notes = ", ".join(norm_notes(norm, field))
+    return f"{name} ({notes})" if notes else name

@@ -1,55 +1,63 @@
-"""`hybridnorm show`: equations, facts and drawing of one placement, or the list of all."""
+"""`hybridnorm show`: a placement's equations, facts and drawing, or the list of all."""
 
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from hybridnorm.errors import HybridNormError
 from hybridnorm.placement.drawing import save_drawing
-from hybridnorm.placement.equations import (
-    block_equations,
-    block_title,
-    distinct_blocks,
-    model_equations,
-)
+from hybridnorm.placement.equations import equations
 from hybridnorm.placement.facts import facts
 from hybridnorm.placement.registry import placement, strategies
+from hybridnorm.placement.spec import Placement
+
+_GRAMMAR = (
+    "also: [pre-]<letters of q, k, v, c>-<post|pre>, such as kv-pre or pre-qkvc-post; "
+    "or a .toml file with the fields of a placement"
+)
 
 
-def show(name: str | None, out: Path, n_layers: int) -> None:
-    """Print the placement called `name` and draw it into `out`; without a name, list all.
+def show(name: str | None, out: Path = Path(), n_layers: int = 12) -> None:
+    """Print equations and facts of a placement (a name, or a TOML file) and draw it into `out`.
+
+    Without a name, list the built-in placements, one line each.
 
     Raises:
-        HybridNormError: an unknown placement, a broken file, or a folder that cannot be written.
+        HybridNormError: no such placement, a broken file, no layers, or a folder that cannot be
+            written.
     """
-    console = Console()
+    console = Console(highlight=False)
     if name is None:
-        console.print(_list())
-        console.print("also: [pre-]<letters of q,k,v,c>-<post|pre>, or a .toml file", markup=False)
-        return
-    if n_layers < 1:
-        raise HybridNormError(f"n_layers: must be at least 1, got {n_layers}")
-    chosen = placement(name)
-    console.print(f"[bold]{chosen.title or chosen.name}[/bold]\n", highlight=False)
-    entry, exit_ = model_equations(chosen, n_layers)
-    lines = [entry]
-    for layers, spec in distinct_blocks(chosen, n_layers):
-        lines += [f"{block_title(layers)} of {n_layers}:"]
-        lines += [f"    {equation}" for equation in block_equations(spec)]
-    for line in [*lines, exit_]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    for label, text in facts(chosen, n_layers):
-        console.print(f"{label:<20} {text}", highlight=False, markup=False, soft_wrap=True)
-    for path in save_drawing(chosen, out, n_layers):
-        console.print(f"{'drawing':<20} {path}", highlight=False, markup=False, soft_wrap=True)
+        _list(console)
+    else:
+        _show(console, placement(name), out, n_layers)
 
 
-def _list() -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "title", "init", "source"):
-        table.add_column(heading, no_wrap=heading in ("name", "init"))
-    for found in strategies().values():
-        table.add_row(found.name, found.title, found.init, found.source)
-    return table
+def _list(console: Console) -> None:
+    found = strategies().values()
+    name, title = (max(len(getattr(p, field)) for p in found) for field in ("name", "title"))
+    init = max(len(p.init) for p in found)
+    for p in found:
+        line = Text(f"{p.name:<{name}}", style="bold")
+        line.append(f"  {p.title:<{title}}  {p.init:<{init}}  {p.source}", style="not bold")
+        _line(console, line)
+    _line(console, Text(_GRAMMAR, style="dim"))
+
+
+def _show(console: Console, found: Placement, out: Path, n_layers: int) -> None:
+    sections = equations(found, n_layers)
+    _line(console, Text(found.title or found.name, style="bold"))
+    for section in sections:
+        _line(console, Text(f"\n{section.title}", style="cyan"))
+        for equation in section.lines:
+            _line(console, Text(f"  {equation}"))
+    _line(console, Text("\nfacts", style="cyan"))
+    for label, text in facts(found, n_layers).items():
+        _line(console, Text(f"  {label}: ", style="dim").append(text, style="not dim"))
+    svg, png = save_drawing(found, out, n_layers)
+    _line(console, Text(f"\ndrawn in {svg} and {png}"))
+
+
+def _line(console: Console, text: Text) -> None:
+    """One line of text, never broken or cut: a terminal wraps it, a pipe gets all of it."""
+    console.print(text, soft_wrap=True)
