@@ -93,29 +93,14 @@ def test_initialization_formulas(init: str) -> None:
     weights = dict(model.named_parameters())
     s, n = 1 / math.sqrt(2.5 * 256), 4
     tiny = 1 / math.sqrt(2 * 256 * 4)
-    expected = {  # layer 2, counted from 0
+    by_depth, by_model = s / math.sqrt(2 * 3), s / math.sqrt(2 * n)
+    beta, gamma = s * (8 * n) ** -0.25, s * math.sqrt(math.log(2 * n))
+    expected = {  # the third block of four
         "normal": {"q": s, "o": s, "down": s, "head": s, "embedding": s},
-        "depth-scaled": {
-            "q": s,
-            "o": s / math.sqrt(6),
-            "down": s / math.sqrt(6),
-            "head": s,
-            "embedding": s,
-        },
-        "megatron": {
-            "q": s,
-            "o": s / math.sqrt(8),
-            "down": s / math.sqrt(8),
-            "head": 1 / 16,
-            "embedding": s,
-        },
-        "deepnorm": {"q": s, "v": s * (8 * n) ** -0.25, "down": s * (8 * n) ** -0.25, "gate": s},
-        "subln": {
-            "q": s,
-            "v": s * math.sqrt(math.log(8)),
-            "down": s * math.sqrt(math.log(8)),
-            "gate": s,
-        },
+        "depth-scaled": {"q": s, "o": by_depth, "down": by_depth, "head": s, "embedding": s},
+        "megatron": {"q": s, "o": by_model, "down": by_model, "head": 1 / 16, "embedding": s},
+        "deepnorm": {"q": s, "v": beta, "o": beta, "up": beta, "down": beta, "gate": s},
+        "subln": {"q": s, "v": gamma, "o": gamma, "up": gamma, "down": gamma, "gate": s},
         "tiny": {"q": tiny, "o": tiny, "embedding": 0.5},
     }[init]
     for short, sigma in expected.items():

@@ -25,6 +25,10 @@ SHAPE = {
     "vocab_size": 80,
     "tie_word_embeddings": False,
     "rms_norm_eps": 1e-5,
+    # A padding token would have no embedding gradient.
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
 }
 IDS = torch.arange(60).view(2, 30)
 NAMES = {

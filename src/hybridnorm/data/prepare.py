@@ -5,6 +5,7 @@ prepared/demo-bpe4096-1a2b3c4d/train-00000.bin   token ids, little-endian, docum
 prepared/demo-bpe4096-1a2b3c4d/tokenizer.json
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -89,15 +90,17 @@ def _write(config: DataConfig, folder: Path, console: Console) -> None:
         tokenizer = _tokenizer(config)
         tokenizer.save(folder)
         splits = {name: _Split(folder, name, tokenizer) for name in ("train", "validation")}
-        for batch in _batched(documents(config), _BATCH):
-            held_out = [is_held_out(d, config.validation_fraction) for d in batch]
-            ids = tokenizer.encode_batch([document.text for document in batch])
-            for document, tokens, held in zip(batch, ids, held_out, strict=True):
-                splits["validation" if held else "train"].add(document, tokens)
-            counts = sum(split.tokens for split in splits.values())
-            progress.update(task, description=f"tokenizing: {counts:,} tokens")
+        with contextlib.ExitStack() as files:
+            for split in splits.values():
+                files.callback(split.close)
+            for batch in _batched(documents(config), _BATCH):
+                ids = tokenizer.encode_batch([document.text for document in batch])
+                for document, tokens in zip(batch, ids, strict=True):
+                    held_out = is_held_out(document, config.validation_fraction)
+                    splits["validation" if held_out else "train"].add(document, tokens)
+                counts = sum(split.tokens for split in splits.values())
+                progress.update(task, description=f"tokenizing: {counts:,} tokens")
     for split in splits.values():
-        split.close()
         if not split.tokens:
             raise HybridNormError(
                 f"data.source: {config.source} leaves the {split.name} split empty; add text, or "

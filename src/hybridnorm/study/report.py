@@ -26,7 +26,8 @@ th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; background: white; border-radius: 6px; padding: .5rem; color: #333; }
 figure svg { width: 100%; height: auto; max-height: 34rem; }
-.drawings { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; }
+.drawings { display: flex; flex-wrap: wrap; gap: 1rem; }
+.drawings figure { margin: 0; } .drawings svg { height: 21rem; width: auto; max-width: 100%; }
 code, pre { font-size: .9rem; } pre { overflow-x: auto; padding: .8rem; background: #8882; }
 """
 _CAPTIONS = {

@@ -1,0 +1,184 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.placement import placement, strategies
+from hybridnorm.placement.drawing import drawing_svg, save_drawing
+from hybridnorm.placement.equations import block_equations, distinct_blocks, scale_text
+from hybridnorm.placement.facts import equivalents, facts
+from hybridnorm.placement.parse import placement_from_dict, placement_to_dict
+from hybridnorm.placement.registry import load_placement
+from hybridnorm.placement.spec import Norm, Override, Scale, norms_of
+
+
+@pytest.mark.parametrize("name", list(strategies()))
+def test_every_strategy_survives_toml_and_can_be_drawn(name: str, tmp_path: Path) -> None:
+    spec = placement(name)
+    assert placement_from_dict(placement_to_dict(spec)) == spec
+    assert spec.source and spec.title
+    svg = drawing_svg(spec)
+    assert svg.startswith("<svg") and svg == drawing_svg(spec)
+    assert dict(facts(spec, 12))["published init"] == spec.init
+
+
+letters = st.permutations("qkvc").flatmap(
+    lambda order: st.integers(1, 4).map(lambda n: "".join(order[:n]))
+)
+
+
+@given(pre=st.booleans(), letters=letters, end=st.sampled_from(["post", "pre"]))
+def test_the_grammar_means_what_the_paper_says(pre: bool, letters: str, end: str) -> None:
+    spec = placement(f"{'pre-' if pre else ''}{letters}-{end}")
+    block = spec.block(1, 4)
+    names = {"q": "q_norm", "k": "k_norm", "v": "v_norm", "c": "context_norm"}
+    expected = {names[letter] for letter in letters} | ({"input_norm"} if pre else set())
+    assert norms_of(block.attention).keys() == expected
+    assert norms_of(block.feed_forward).keys() == {"input_norm"}
+    assert block.feed_forward.skip == ("normed" if end == "post" else "raw")
+    assert block.attention.skip == "raw"
+
+
+@pytest.mark.parametrize("name", ["qq-post", "qkx-post", "-post", "qkv", "qkv-mid", "post-qkv"])
+def test_what_is_not_in_the_grammar_is_refused(name: str) -> None:
+    with pytest.raises(HybridNormError, match="unknown name"):
+        placement(name)
+
+
+def test_names_of_the_paper_are_the_table_entries() -> None:
+    assert placement("qkv-post") == placement("hybridnorm")
+    assert placement("pre-qk-pre") == placement("pre-norm-qk")
+
+
+@pytest.mark.parametrize(
+    ("layers", "selected"),
+    [
+        ("first", [0]), ("first 3", [0, 1, 2]), ("first 25%", [0, 1]), ("first 1%", []),
+        ("last", [7]), ("last 2", [6, 7]), ("every 4", [3, 7]), ("blocks 2, 5", [1, 4]),
+    ],
+)  # fmt: skip
+def test_layer_selectors(layers: str, selected: list[int]) -> None:
+    override = Override(layers=layers)
+    assert [layer for layer in range(8) if override.selects(layer, 8)] == selected
+
+
+def test_mix_ln_is_post_norm_in_the_first_quarter() -> None:
+    blocks = distinct_blocks(placement("mix-ln"), 12)
+    assert [layers for layers, _ in blocks] == [[0, 1, 2], list(range(3, 12))]
+    assert blocks[0][1] == placement("post-norm").block(0, 12)
+    assert blocks[1][1] == placement("pre-norm").block(0, 12)
+
+
+def test_a_final_norm_depends_on_the_last_sublayer_not_on_the_name() -> None:
+    assert placement("post-norm").final(4) is None and placement("pre-norm").final(4)
+    canonical = {"name": "c", "attention": {"post_norm": "rms"}}
+    assert placement_from_dict(canonical).final(4)
+    # With one block KEEL is Pre-Norm, and needs the norm that its last post-norm would be.
+    assert placement("keel").final(1) and placement("keel").final(2) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[attention]\ninpt_norm = "rms"', "attention.inpt_norm: unknown field; did you mean"),
+        ('[attention]\ninput_norm = "rmz"', "attention.input_norm: unknown norm 'rmz'; did you"),
+        ('[feed_forward]\nskip = "normed"', "skip: 'normed' carries the input norm"),
+        ('[feed_forward]\nskip = "rae"', "feed_forward.skip: unknown value 'rae'; did you mean"),
+        (
+            "[attention]\ninput_norm = {eps = -1}",
+            "attention.input_norm.eps: must be finite and not negative",
+        ),
+        (
+            "[attention]\nbranch_scale = true",
+            "attention.branch_scale: expected a number or a table",
+        ),
+        ('[[overrides]]\nlayers = "frist"', "overrides[0].layers: cannot read 'frist'"),
+        ('[[overrides]]\nlayers = "every 0"', "overrides[0].layers: cannot read"),
+        ("attention = ", "is not TOML"),
+    ],
+)
+def test_broken_files_name_the_field(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(HybridNormError) as caught:
+        placement(path)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_users_file_may_say_what_a_builtin_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'attention = { q_norm = "rms", k_norm = "rms", v_norm = "rms", post_norm = "rms" }\n'
+        'init = "megatron"\n'
+    )
+    mine = load_placement(path)
+    assert mine.name == "mine"
+    assert equivalents(mine, 12) == ["hybridnorm"]
+    assert equivalents(placement("hybridnorm-star"), 12) == []
+    with pytest.raises(HybridNormError, match="cannot read"):
+        load_placement(tmp_path / "missing.toml")
+
+
+def test_equations_read_like_the_paper() -> None:
+    first, rest = (block_equations(s) for _, s in distinct_blocks(placement("hybridnorm-star"), 9))
+    assert first[1:] == ["y = x + MHA(N_a(x))", "x′ = y + FFN(N_f(y))"]
+    assert rest[1:] == ["y = x + MHA(x)", "z = N_f(y)", "x′ = z + FFN(z)"]
+    (_, deep), *_ = distinct_blocks(placement("deepnorm"), 9)
+    assert block_equations(deep)[0] == "y = N_post(∜(2L) · x + MHA(x))"
+    (_, b2t), *_ = distinct_blocks(placement("b2t"), 9)
+    assert block_equations(b2t)[1] == "x′ = N_post(y + x + FFN(y))"
+    (_, lns), *_ = distinct_blocks(placement("lns"), 9)
+    assert block_equations(lns)[0] == "y = x + MHA(1/√l · N_a(x))"
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        (Scale(layer_power=-0.5), "1/√l"),
+        (Scale(value=2**-0.5, depth_power=-0.5), "1/√(2L)"),
+        (Scale(value=2, depth_power=1), "2L"),
+        (Scale(value=0.283, depth_power=-0.5), "0.283/√L"),
+        (Scale(width_power=0.5), "√d"),
+        (Scale(value=0.22), "0.22"),
+    ],
+)
+def test_scales_are_written_as_formulas(scale: Scale, text: str) -> None:
+    assert scale_text(scale) == text
+
+
+def test_scales_are_numbers_of_the_absolute_layer() -> None:
+    assert Scale(layer_power=-0.5).at(3, 8, 64) == 0.5
+    assert placement("deepnorm").attention.skip_scale.at(5, 8, 64) == pytest.approx(16**0.25)
+    assert placement("keel").attention.skip_scale.at(5, 8, 64) == pytest.approx(16)
+    gain = placement("hybridnorm-star-7b").attention.output_norm
+    assert gain is not None and gain.gain_init.at(0, 8, 64) == pytest.approx(0.25)
+
+
+def test_impossible_norms_are_refused() -> None:
+    with pytest.raises(HybridNormError, match="affine"):
+        Norm(affine=False, zero_centered=True)
+    with pytest.raises(HybridNormError, match="affine"):
+        Norm(kind="dyt", affine=False)
+    with pytest.raises(HybridNormError, match="learned already"):
+        Norm(gain_init=Scale(learned="scalar"))
+
+
+def test_show_draws_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from hybridnorm.placement.show import show; "
+        f"show('hybridnorm-star', Path({str(tmp_path)!r}), 12); show(None, Path(), 12); "
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "y = x + MHA(N_a(x))" in result.stdout
+    assert all(name in result.stdout for name in strategies())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"hybridnorm-star.svg", "hybridnorm-star.png"}
+    with pytest.raises(HybridNormError, match="cannot write"):
+        save_drawing(placement("pre-norm"), tmp_path / "hybridnorm-star.svg")
