@@ -45,7 +45,10 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ('[grid]\n"model.placment" = ["a"]\nseed=[1]\ncompare="x"', "compare"),
         ('compare = "seed"\n[grid]\nseed = [0]\n"model.d_modle" = [1]', "did you mean 'd_model'"),
         ('compare = "seed"\n[grid]\nseed = 3', "grid.seed: expected a non-empty array"),
-        ('baseline = "pre-nrm"\n[grid]\n"model.placement" = ["pre-norm"]', "did you mean 'pre-norm'"),
+        (
+            'baseline = "pre-nrm"\n[grid]\n"model.placement" = ["pre-norm"]',
+            "did you mean 'pre-norm'",
+        ),
         ("x = 1\n[grid]\nseed = [0]", "x: unknown field"),
         ('recipe = "dmeo"\ncompare = "seed"\n[grid]\nseed = [0]', "did you mean 'demo'"),
         ('compare = "seed"', "grid: a study needs a"),
