@@ -21,7 +21,7 @@ from hybridnorm.placement.parts import Part
 from hybridnorm.placement.spec import Placement, Scale, Sublayer
 from hybridnorm.placement.symbols import Group, Symbols
 
-_COLOR = {"raw": "#5b6b82", "normed": "#b9821b", "block_input": "#8461a8"}
+SKIP_COLOR = {"raw": "#5b6b82", "normed": "#b9821b", "block_input": "#8461a8"}
 _CLEAR, _PAD, _BETWEEN = 16.0, 14.0, 26.0  # box to skip, frame's inside, between frames
 _TITLE, _HEADING, _STUB = 34.0, 16.0, 18.0  # heights
 _HEADING_SIZE = 8.5
@@ -151,10 +151,10 @@ class _Column:
             role = source.pop()
             text = carried(spec, self.symbols)
             text = text.removesuffix(" + x") if spec is self.specs[1] else text
-            self._skip(canvas, x, (places[role], total), 1, _COLOR[role], spec.skip_scale, text)
+            self._skip(canvas, x, (places[role], total), 1, SKIP_COLOR[role], spec.skip_scale, text)
         if self.reads_entry and spec is self.specs[1]:
             start = self.halves[0][0].middle
-            color = _COLOR["block_input"]
+            color = SKIP_COLOR["block_input"]
             self._skip(canvas, x, (start, total), -1, color, spec.skip_scale, "x")
 
     def _skip(

@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from hybridnorm.placement.drawing import save_drawing
 from hybridnorm.placement.equations import equations
 from hybridnorm.placement.facts import facts
 from hybridnorm.placement.registry import placement, strategies
@@ -45,6 +44,8 @@ def _list(console: Console) -> None:
 
 
 def _show(console: Console, found: Placement, out: Path, n_layers: int) -> None:
+    from hybridnorm.placement.drawing import save_drawing  # matplotlib: not for the list
+
     sections = equations(found, n_layers)
     _line(console, Text(found.title or found.name, style="bold"))
     for section in sections:

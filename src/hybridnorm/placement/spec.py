@@ -181,6 +181,10 @@ class Override:
                 f"layers: cannot read {self.layers!r}; write first, first 3, first 25%, "
                 "last, last 2, every 4 or blocks 2, 5"
             )
+        for name in ("attention", "feed_forward"):
+            # The order of a patch means nothing, so equal patches should compare equal.
+            patch = sorted(getattr(self, name), key=lambda item: item[0])
+            object.__setattr__(self, name, tuple(patch))
 
     def selects(self, layer: int, n_layers: int) -> bool:
         match = _SELECTOR.fullmatch(self.layers)
