@@ -36,6 +36,10 @@ REFUSED = {
         {"embed_norm": {"gain_init": {"learned": "scalar"}}},
         "set only its initial value",
     ),
+    "final_norm.affine ": (
+        {"final_norm": {"affine": False, "zero_centered": True}},
+        "without a gain has no gain_init",
+    ),
     "init": ({"init": "megatorn"}, "did you mean 'megatron'"),
     "aliases": ({"aliases": "p"}, "expected an array"),
     "overrides": ({"overrides": {"layers": "first"}}, "expected an array"),
@@ -58,7 +62,7 @@ def test_an_error_names_its_field_and_a_remedy_in_one_line(field: str) -> None:
     with pytest.raises(HybridNormError) as caught:
         placement_from_dict({"name": "p", **table})
     message = str(caught.value)
-    assert message.startswith(f"{field}: ")
+    assert message.startswith(f"{field.strip()}: ")
     assert remedy in message
     assert "\n" not in message
 
@@ -127,6 +131,20 @@ def test_depth_constants_are_python_numbers_of_the_global_layer() -> None:
     assert not star.block(4, 8).attention.input_norm  # the first block of a second stage
     with pytest.raises(HybridNormError, match="layer 8"):
         star.block(8, 8)
+
+
+def test_published_depth_constants() -> None:
+    deepnorm, keel = (placement(name).block(2, 80).attention for name in ("deepnorm", "keel"))
+    assert deepnorm.skip_scale.at(2, 80, 64) == pytest.approx(3.5566, abs=1e-4)  # MiniMax-01
+    assert keel.skip_scale.at(2, 80, 64) == 160
+    dssn = placement("dssn").feed_forward.output_norm
+    assert dssn
+    assert dssn.gain_init.at(2, 94, 64) == pytest.approx(0.432 / 94**0.5)  # Pangu Ultra
+    seven_b = placement("hybridnorm-star-7b").attention.output_norm
+    assert seven_b
+    assert seven_b.gain_init.at(2, 32, 64) == pytest.approx(1 / 8)
+    lns = placement("lns").attention.input_scale
+    assert [lns.at(layer, 4, 64) for layer in (0, 3)] == [1, 0.5]
 
 
 def test_the_final_norm_depends_on_the_last_sublayer_not_on_the_name() -> None:
