@@ -78,7 +78,7 @@ def placements(draw: st.DrawFn) -> Placement:
             feed_forward=built(FeedForwardSpec, draw(feed_forward_fields)),  # type: ignore[arg-type]
             overrides=tuple(draw(st.lists(overrides, max_size=2))),
             embed_norm=draw(st.none() | norms()),
-            embed_scale=draw(scales),
+            embed_scale=replace(draw(scales), layer_power=0.0),
             final_norm=draw(st.none() | norms()),
         )
     except HybridNormError:

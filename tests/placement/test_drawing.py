@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         save_drawing(placement("pre-norm"), tmp_path / "file")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(placements())
 def test_any_placement_can_be_drawn(spec: Placement) -> None:
     try:

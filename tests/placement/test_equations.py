@@ -102,15 +102,16 @@ def test_the_legend_says_what_the_symbols_mean() -> None:
 @pytest.mark.parametrize(
     ("layers", "titles"),
     [
-        ("every 4", ["blocks 1..3, 5..7", "blocks 4, 8"]),
-        ("last", ["blocks 1..7", "block 8"]),
-        ("blocks 2, 5", ["blocks 1, 3..4, 6..8", "blocks 2, 5"]),
-        ("first 10%", ["blocks 1..8"]),
+        ("every 4", ["blocks 1..3, 5..7, 9..11", "blocks 4, 8, 12"]),
+        ("last", ["blocks 1..11", "block 12"]),
+        ("blocks 2, 5", ["blocks 1, 3..4, 6..12", "blocks 2, 5"]),
+        ("first 5%", ["blocks 1..12"]),
+        ("every 2", ["blocks 1, 3, 5, ..., 11", "blocks 2, 4, 6, ..., 12"]),
     ],
 )
 def test_equal_blocks_are_told_once(layers: str, titles: list[str]) -> None:
     table = {"name": "p", "overrides": [{"layers": layers, "attention": {"post_norm": "rms"}}]}
-    assert [g.title for g in distinct_blocks(placement_from_dict(table), 8)] == titles
+    assert [g.title for g in distinct_blocks(placement_from_dict(table), 12)] == titles
 
 
 @pytest.mark.parametrize(

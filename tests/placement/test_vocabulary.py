@@ -30,6 +30,7 @@ REFUSED = {
         {"attention": {"skip_scale": {"depth_power": 1e6}}},
         "from -4.0 to 4.0",
     ),
+    "embed_scale.layer_power": ({"embed_scale": {"layer_power": 1}}, "remove it"),
     "embed_scale.learned": ({"embed_scale": {"learned": "vector"}}, "known: "),
     "final_norm.affine": ({"final_norm": {"kind": "dyt", "affine": False}}, "gain and bias"),
     "embed_norm.gain_init": (

@@ -25,16 +25,16 @@ FILL = {
     "end": ("#eceff4", "#a7afbe"),
     "block": ("#fafbfd", "#dce1ea"),
 }
-NOTE_SIZE = 6.5
+TEXT_SIZE, NOTE_SIZE = 9.0, 6.5
 _HEAD = 5.0  # length of an arrow's head
 
 
 @cache
-def text_width(text: str, size: float) -> float:
+def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of a text in points."""
     if not text.strip():
         return 0.0
-    path = TextPath((0, 0), text, size=size, prop=FontProperties(family=FONT))
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(family=FONT, weight=weight))
     return float(path.get_extents().width)
 
 
@@ -63,7 +63,7 @@ class Canvas:
         x: float,
         y: float,
         text: str,
-        size: float = 9,
+        size: float = TEXT_SIZE,
         color: str = INK,
         align: str = "center",
         weight: str = "normal",
@@ -87,13 +87,12 @@ class Canvas:
     ) -> None:
         """A box with a text, and smaller notes below it; what is too wide is set smaller."""
         self.box(x, bottom, width, height, kind)
-        sizes = [9.0] + [NOTE_SIZE] * (len(lines) - 1)
-        leading = 9.0
-        y = bottom + height / 2 + leading * (len(lines) - 1) / 2
-        for line, size in zip(lines, sizes, strict=True):
+        offsets = [0.0, *(10.5 + 8.5 * note for note in range(len(lines) - 1))]
+        top = bottom + (height + offsets[-1]) / 2
+        for line, offset in zip(lines, offsets, strict=True):
+            size = NOTE_SIZE if offset else TEXT_SIZE
             fit = min(1.0, (width - 6) / max(text_width(line, size), 1))
-            self.text(x, y, line, size * fit)
-            y -= leading
+            self.text(x, top - offset, line, size * fit)
 
     def arrow(
         self, points: Sequence[Point], color: str = INK, *, head: bool = True, radius: float = 7

@@ -36,19 +36,26 @@ def draw(placement: Placement, n_layers: int = 12) -> Figure:
         HybridNormError: no layers, or overrides that contradict each other.
     """
     symbols = Symbols(placement, n_layers)
-    columns = [_Column(group, symbols) for group in symbols.groups]
     entry, head = parts.entry(placement, symbols), parts.head(placement, n_layers)
+    columns = [
+        _Column(
+            group,
+            symbols,
+            entry if 0 in group.layers else [],
+            head if n_layers - 1 in group.layers else [],
+        )
+        for group in symbols.groups
+    ]
     below, above = parts.natural_height(entry), parts.natural_height(head)
     heights = [max(parts.natural_height(c.halves[i]) for c in columns) for i in (0, 1)]
     title = placement.title or placement.name
     inner = sum(c.width for c in columns) + _BETWEEN * (len(columns) - 1)
-    width = max(inner, text_width(title, 13)) + 2 * _BETWEEN
+    width = max(inner, text_width(title, 13, "bold")) + 2 * _BETWEEN
     canvas = Canvas(width, below + sum(heights) + _HEADING + above + _TITLE)
     canvas.text(width / 2, canvas.height - _TITLE / 2, title, 13, weight="bold")
     left = (width - inner) / 2
     for column in columns:
-        is_first, is_last = 0 in column.group.layers, n_layers - 1 in column.group.layers
-        column.paint(canvas, left, below, heights, entry * is_first, head * is_last)
+        column.paint(canvas, left, below, heights)
         left += column.width + _BETWEEN
     return canvas.figure
 
@@ -92,10 +99,10 @@ def _svg(placement: Placement, n_layers: int) -> str:
 
 
 class _Column:
-    """A distinct block: its parts, and the skips around them."""
+    """A distinct block: its parts, the skips around them, and the model's ends next to it."""
 
-    def __init__(self, group: Group, symbols: Symbols) -> None:
-        self.group, self.symbols = group, symbols
+    def __init__(self, group: Group, symbols: Symbols, entry: list[Part], head: list[Part]) -> None:
+        self.group, self.symbols, self.entry, self.head = group, symbols, entry, head
         self.specs: tuple[Sublayer, Sublayer] = (group.spec.attention, group.spec.feed_forward)
         self.halves = [parts.sublayer(spec, symbols) for spec in self.specs]
         self.reads_entry = "block_input" in group.spec.feed_forward.skip
@@ -104,44 +111,42 @@ class _Column:
         self.reach = max(part.width for half in self.halves for part in half) / 2 + _CLEAR
         right = max(self._label_width(s, carried(s, symbols)) for s in self.specs)
         left = self._label_width(self.specs[1], "x") if self.reads_entry else -_CLEAR
-        heading = text_width(group.title, _HEADING_SIZE) + 2 * _PAD
+        heading = text_width(group.title, _HEADING_SIZE, "bold") + 2 * _PAD
         self.left = max(self.reach + left + _PAD, heading)
-        self.right = self.reach + right + _PAD
+        self.right = max([self.reach + right + _PAD, *(part.width / 2 for part in entry)])
         self.width = self.left + self.right
 
     def _label_width(self, spec: Sublayer, text: str) -> float:
         factor = "" if spec.skip_scale.is_one else self.symbols.label(spec.skip_scale)
         return max(text_width(text, 8) + 6, text_width(factor, 8) + 12)
 
-    def paint(
-        self,
-        canvas: Canvas,
-        left: float,
-        bottom: float,
-        heights: list[float],
-        entry: list[Part],
-        head: list[Part],
-    ) -> None:
+    def paint(self, canvas: Canvas, left: float, bottom: float, heights: list[float]) -> None:
         x, top = left + self.left, bottom + sum(heights) + _HEADING
         canvas.box(left + self.width / 2, bottom, self.width, top - bottom, "block")
         canvas.text(left + 10, top - 12, self.group.title, _HEADING_SIZE, GREY, "left", "bold")
-        parts.spread(entry, 0, bottom)
+        parts.spread(self.entry, 0, bottom)
         parts.spread(self.halves[0], bottom, heights[0])
         parts.spread(self.halves[1], bottom + heights[0], heights[1])
-        parts.spread(head, top, parts.natural_height(head))
-        stack = [part for part in (*entry, *self.halves[0], *self.halves[1], *head) if part.height]
-        y = stack[0].bottom if entry else bottom - _STUB
+        parts.spread(self.head, top, parts.natural_height(self.head))
+        stack = [*self.entry, *self.halves[0], *self.halves[1], *self.head]
+        self._stream(canvas, x, [part for part in stack if part.height], bottom, top)
+        for text, level in (("x", bottom - 10), ("y", bottom + heights[0]), ("x'", top + 9)):
+            canvas.text(x - 6, level, text, 8, GREY, "right")
+        for spec, half in zip(self.specs, self.halves, strict=True):
+            self._skips(canvas, x, spec, half)
+
+    def _stream(
+        self, canvas: Canvas, x: float, stack: list[Part], bottom: float, top: float
+    ) -> None:
+        """The parts, joined by the stream."""
+        y = stack[0].bottom if self.entry else bottom - _STUB
         for part in stack:
             if part.bottom > y:
                 canvas.arrow([(x, y), (x, part.bottom)], head=part.has_head)
             part.paint(canvas, x, part.bottom)
             y = part.top
-        if not head:
+        if not self.head:
             canvas.arrow([(x, y), (x, top + _STUB)])
-        for text, level in (("x", bottom - 10), ("y", bottom + heights[0]), ("x'", top + 9)):
-            canvas.text(x - 6, level, text, 8, GREY, "right")
-        for spec, half in zip(self.specs, self.halves, strict=True):
-            self._skips(canvas, x, spec, half)
 
     def _skips(self, canvas: Canvas, x: float, spec: Sublayer, half: list[Part]) -> None:
         """The lines that enter the sum: from this sublayer on the right, from the entry left."""

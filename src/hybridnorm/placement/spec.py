@@ -223,6 +223,10 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_choice("init", self.init, get_args(Init))
+        if self.embed_scale.layer_power:
+            raise HybridNormError(
+                "embed_scale.layer_power: the embedding is in no block; remove it"
+            )
         # A broken override must fail when the placement is read, not when the model is built.
         for i, override in enumerate(self.overrides):
             _patched(self.attention, override.attention, f"overrides[{i}].attention")

@@ -32,10 +32,12 @@ class Group(NamedTuple):
 
     @property
     def title(self) -> str:
-        """`block 1`, `blocks 2..12`, `blocks 1..3, 5..7`: counted from 1."""
+        """`block 1`, `blocks 2..12`, `blocks 1..3, 5..7`: counted from 1, many cut short."""
         runs = groupby(enumerate(self.layers), key=lambda pair: pair[1] - pair[0])
         spans = [[layer + 1 for _, layer in run] for _, run in runs]
         texts = [f"{span[0]}..{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans]
+        if len(texts) > 5:
+            texts[3:-1] = ["..."]
         return f"block{'s' if len(self.layers) > 1 else ''} {', '.join(texts)}"
 
 
