@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.placement import placement
 from hybridnorm.tables import build
 from hybridnorm.train.recipe import Recipe, load_recipe, read_toml
 
@@ -86,6 +87,7 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         recipe = load_recipe(file.recipe, {**common, **values})
+        placement(recipe.model.placement)  # an unknown one fails now, not in a run
         runs.append(Run(_run_name(values), values, recipe))
     name = Path(name_or_path).stem
     return Study(name, file.title or name, file.compare, baseline, grid, runs)

@@ -12,6 +12,7 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.model.generate import generate
 from hybridnorm.model.initialization import initialize, scheme
 from hybridnorm.model.transformer import Transformer
+from hybridnorm.placement import Placement, placement
 from hybridnorm.train.checkpoint import list_checkpoints
 from hybridnorm.train.metrics import MetricsWriter
 from hybridnorm.train.recipe import Recipe
@@ -28,18 +29,19 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
     console = Console()
     check_run_dir(run_dir, resume=resume)
     device = pick_device(recipe.train.device)
+    chosen = placement(recipe.model.placement)
     data = prepare(recipe.data, console=console)
     recipe = with_vocabulary(recipe, data)
-    model = build_model(recipe, device)
+    model = build_model(recipe, chosen, device)
     trainer = Trainer(recipe, model, data, run_dir, device)
     resuming = resume and bool(list_checkpoints(run_dir))
     problems = trainer.resume() if resuming else []
-    describe_run(run_dir, recipe, model.placement, data, device)
+    describe_run(run_dir, recipe, chosen, data, device)
     for problem in problems:
         console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
     console.print(
-        f"{run_dir}: {model.placement.title or model.placement.name}, "
-        f"{model.num_parameters():,} parameters, init {scheme(model.config, model.placement)}, "
+        f"{run_dir}: {chosen.title or chosen.name}, "
+        f"{model.num_parameters():,} parameters, init {scheme(model.config, chosen)}, "
         f"{recipe.train.steps:,} steps of {recipe.train.batch_size * recipe.train.seq_len:,} tokens"
         f" on {device.type}, {recipe.train.dtype}",
         highlight=False,
@@ -119,10 +121,10 @@ def with_vocabulary(recipe: Recipe, data: Path) -> Recipe:
     return replace(recipe, model=replace(recipe.model, vocab_size=given or needed))
 
 
-def build_model(recipe: Recipe, device: torch.device) -> Transformer:
+def build_model(recipe: Recipe, placement: Placement, device: torch.device) -> Transformer:
     """The recipe's model with its initial weights, by way of the meta device."""
     with torch.device("meta"):
-        model = Transformer(recipe.model)
+        model = Transformer(recipe.model, placement)
     model.to_empty(device=device)
     initialize(model, recipe.seed)
     model.dtype = torch.bfloat16 if recipe.train.dtype == "bf16" else torch.float32
