@@ -18,7 +18,8 @@ from tyro.conf import Positional
 
 import hybridnorm
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.train.recipe import Recipe, load_recipe
+from hybridnorm.train.config import Recipe
+from hybridnorm.train.recipe import load_recipe
 
 T = TypeVar("T")
 

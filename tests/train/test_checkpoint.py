@@ -7,8 +7,8 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.train import checkpoint
+from hybridnorm.train.config import OptimizerConfig
 from hybridnorm.train.optimizer import build_optimizer
-from hybridnorm.train.recipe import OptimizerConfig
 
 CONFIG = ModelConfig(d_model=32, n_layers=2, d_ff=64, vocab_size=50)
 IDS = torch.arange(40).view(2, 20)

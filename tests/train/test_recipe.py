@@ -55,6 +55,22 @@ def test_bad_recipes_name_the_field(text: str, message: str, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_lengths_in_tokens_become_steps(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(
+        "[train]\ntokens = 100_001\nbatch_tokens = 4096\nseq_len = 512\n"
+        "[schedule]\nwarmup_tokens = 8193\ndecay_tokens = 20_000\n"
+    )
+    recipe = load_recipe(path).in_steps()
+    assert (recipe.train.batch_size, recipe.train.steps) == (8, 25)
+    assert (recipe.schedule.warmup_steps, recipe.schedule.decay_steps) == (3, 5)
+    assert recipe.in_steps() == recipe
+    with pytest.raises(HybridNormError, match=r"train\.batch_tokens: 4000 is no multiple"):
+        load_recipe(path, {"train.batch_tokens": 4000}).in_steps()
+    with pytest.raises(HybridNormError, match="warmup_steps: 49 exceeds"):
+        load_recipe(path, {"schedule.warmup_tokens": 200_000}).in_steps()
+
+
 def test_unknown_names_offer_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(HybridNormError, match="did you mean 'demo'"):
         load_recipe("dmeo")

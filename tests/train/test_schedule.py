@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hybridnorm.train.recipe import ScheduleConfig
+from hybridnorm.train.config import ScheduleConfig
 from hybridnorm.train.schedule import learning_rate
 
 

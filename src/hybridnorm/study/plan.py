@@ -21,7 +21,8 @@ from typing import Any
 from hybridnorm.errors import HybridNormError, nearest
 from hybridnorm.placement import placement
 from hybridnorm.tables import build
-from hybridnorm.train.recipe import Recipe, load_recipe, read_toml
+from hybridnorm.train.config import Recipe
+from hybridnorm.train.recipe import load_recipe, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
     runs = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        recipe = load_recipe(file.recipe, {**common, **values})
+        recipe = load_recipe(file.recipe, {**common, **values}).in_steps()
         placement(recipe.model.placement)  # an unknown one fails now, not in a run
         runs.append(Run(_run_name(values), values, recipe))
     name = Path(name_or_path).stem

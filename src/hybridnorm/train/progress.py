@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from hybridnorm.train.recipe import Recipe
+from hybridnorm.train.config import Recipe
 
 _PLAIN_LINES = 20  # at most so many training lines where there is no terminal
 

@@ -1,151 +1,18 @@
-"""A recipe: everything that determines a training run, as TOML or frozen dataclasses. No torch."""
+"""A recipe: everything that determines a training run, as TOML files and overrides. No torch."""
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli_w
 
-from hybridnorm.data.config import DataConfig
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.model.config import ModelConfig, preset
+from hybridnorm.model.config import preset
 from hybridnorm.tables import build, check_field, to_table
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Length, batch, precision and rhythm of a run."""
-
-    steps: int = 1000
-    """Optimizer steps."""
-    batch_size: int = 16
-    """Sequences per optimizer step, over all ranks and micro-batches."""
-    micro_batch_size: int | None = None
-    """Sequences per forward and backward pass on one rank. None: the whole batch at once."""
-    seq_len: int = 256
-    """Tokens per sequence."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes CUDA where there is one."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Dtype of the activations; weights and optimizer state are always float32."""
-    compile: bool = False
-    """Compile each block with torch.compile."""
-    log_every: int = 10
-    """Steps between two rows of metrics.jsonl."""
-    eval_every: int = 100
-    """Steps between two evaluations on held-out text; also evaluated after the last step."""
-    eval_sequences: int = 128
-    """Held-out sequences per evaluation, at most."""
-    checkpoint_every: int = 100
-    """Steps between two checkpoints; also saved after the last step."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept; the one with the lowest held-out loss is kept, too."""
-
-    def __post_init__(self) -> None:
-        optional = () if self.micro_batch_size is None else ("micro_batch_size",)
-        for name in (
-            "steps",
-            "batch_size",
-            "seq_len",
-            "log_every",
-            "eval_every",
-            "eval_sequences",
-            "checkpoint_every",
-            "keep_checkpoints",
-            *optional,
-        ):
-            if getattr(self, name) < 1:
-                raise HybridNormError(
-                    f"train.{name}: must be at least 1, got {getattr(self, name)}"
-                )
-        if self.batch_size % (self.micro_batch_size or self.batch_size):
-            raise HybridNormError(
-                f"train.micro_batch_size: {self.micro_batch_size} does not divide "
-                f"batch_size {self.batch_size}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimizer and what it decays."""
-
-    name: Literal["adamw"] = "adamw"
-    """Optimizer."""
-    lr: float = 3e-4
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the running moments."""
-    eps: float = 1e-8
-    """Added to the denominator."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of the decayed groups."""
-    decay_norms: bool = True
-    """Decay norm gains, biases and learned scales, as the authors do."""
-    decay_embeddings: bool = False
-    """Decay the embedding matrix; the authors do for MoE only."""
-    grad_clip: float = 1.0
-    """Largest global gradient norm; larger gradients are scaled down to it."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "eps", "grad_clip"):
-            if getattr(self, name) <= 0:
-                raise HybridNormError(
-                    f"optimizer.{name}: must be positive, got {getattr(self, name)}"
-                )
-        if self.weight_decay < 0:
-            raise HybridNormError(
-                f"optimizer.weight_decay: must not be negative, got {self.weight_decay}"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise HybridNormError(f"optimizer.betas: must lie in [0, 1), got {self.betas}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The learning rate over the run: linear warm-up, then a cosine."""
-
-    name: Literal["cosine"] = "cosine"
-    """Shape after the warm-up."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up from 0."""
-    final_lr_fraction: float = 0.1
-    """Learning rate at the last step, as a fraction of the peak."""
-
-    def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise HybridNormError(
-                f"schedule.warmup_steps: must not be negative, got {self.warmup_steps}"
-            )
-        if not 0 <= self.final_lr_fraction <= 1:
-            raise HybridNormError(
-                f"schedule.final_lr_fraction: must lie in [0, 1], got {self.final_lr_fraction}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that determines a run."""
-
-    seed: int = 0
-    """Seed of the initial weights and of the data order."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise HybridNormError(f"seed: must not be negative, got {self.seed}")
-        if self.schedule.warmup_steps > self.train.steps:
-            raise HybridNormError(
-                f"schedule.warmup_steps: {self.schedule.warmup_steps} exceeds "
-                f"train.steps {self.train.steps}"
-            )
+from hybridnorm.train.config import Recipe
 
 
 def builtin(folder: str = "") -> dict[str, Traversable]:

@@ -14,8 +14,8 @@ from hybridnorm.model.initialization import initialize, scheme
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placement import Placement, placement
 from hybridnorm.train.checkpoint import list_checkpoints
+from hybridnorm.train.config import Recipe
 from hybridnorm.train.metrics import MetricsWriter
-from hybridnorm.train.recipe import Recipe
 from hybridnorm.train.rundir import check_run_dir, describe_run, load_run
 from hybridnorm.train.trainer import Trainer
 
@@ -27,6 +27,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
         HybridNormError: bad input, a loss that is not finite, or a disk that cannot be written.
     """
     console = Console()
+    recipe = recipe.in_steps()
     check_run_dir(run_dir, resume=resume)
     device = pick_device(recipe.train.device)
     chosen = placement(recipe.model.placement)

@@ -15,8 +15,9 @@ from hybridnorm.placement import Placement
 from hybridnorm.placement.parse import placement_from_dict, placement_to_dict
 from hybridnorm.tables import build, to_table
 from hybridnorm.train.checkpoint import choose_checkpoint, load_checkpoint, training_state
+from hybridnorm.train.config import Recipe
 from hybridnorm.train.environment import environment
-from hybridnorm.train.recipe import Recipe, dump_recipe
+from hybridnorm.train.recipe import dump_recipe
 
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:

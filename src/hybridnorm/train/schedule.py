@@ -2,7 +2,7 @@
 
 import math
 
-from hybridnorm.train.recipe import ScheduleConfig
+from hybridnorm.train.config import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps: int) -> float:

@@ -17,10 +17,10 @@ from torch import Tensor
 from hybridnorm.data.dataset import Batches, Tokens
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.train import checkpoint, guard
+from hybridnorm.train.config import Recipe
 from hybridnorm.train.metrics import MetricsWriter
 from hybridnorm.train.optimizer import build_optimizer
 from hybridnorm.train.progress import TrainingProgress
-from hybridnorm.train.recipe import Recipe
 from hybridnorm.train.rundir import check_identity, identity
 from hybridnorm.train.schedule import learning_rate
 
