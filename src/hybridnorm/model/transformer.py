@@ -1,6 +1,7 @@
 """The decoder-only transformer."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,17 @@ from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.initialization import initialize
 from hybridnorm.model.layers import KVCache, Linear, rope
-from hybridnorm.model.norms import Site
+from hybridnorm.model.norms import Site, at_least_float32
 from hybridnorm.placement import Placement, registry
+
+
+class Losses(NamedTuple):
+    """Means over the targets."""
+
+    cross_entropy: Tensor
+    """In nats."""
+    z: Tensor
+    """Squared log-partition function of the logits, log(sum(exp(logits)))^2 (PaLM, section 5)."""
 
 
 class Transformer(nn.Module):
@@ -77,7 +87,15 @@ class Transformer(nn.Module):
 
     def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of `targets` `(batch, seq)`, -100 where there is none."""
-        return F.cross_entropy(self(input_ids).flatten(0, 1).float(), targets.flatten())
+        return _cross_entropy(self(input_ids), targets)
+
+    def losses(self, input_ids: Tensor, targets: Tensor) -> Losses:
+        """`loss`, and beside it what a z-loss weighs."""
+        logits_BTV = self(input_ids)
+        squares_BT = at_least_float32(logits_BTV).logsumexp(-1).square()
+        counted_BT = targets != -100
+        z = squares_BT.where(counted_BT, 0.0).sum() / counted_BT.sum()
+        return Losses(_cross_entropy(logits_BTV, targets), z)
 
     def head_weight(self) -> Tensor:
         """The output matrix `(vocab_size, d_model)`, without the rows that pad the vocabulary."""
@@ -91,3 +109,7 @@ class Transformer(nn.Module):
     def num_parameters(self) -> int:
         """Parameters, tied ones counted once, padding rows included."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    return F.cross_entropy(at_least_float32(logits_BTV).flatten(0, 1), targets_BT.flatten())
