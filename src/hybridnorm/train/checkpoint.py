@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -29,32 +28,17 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.train.combined import Optimizers
+from hybridnorm.train.optimizer_state import optimizer_state
 
 FOLDER = "checkpoints"
 META = "checkpoint.json"
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+def training_state(model: nn.Module, optimizer: Optimizers | None) -> dict[str, Tensor]:
     """The tensors to save or to load into: weights, and optimizer state by parameter name."""
-    state: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-    if optimizer is not None:
-        for name, parameter in model.named_parameters():
-            for key, value in optimizer.state[parameter].items():
-                state[f"optimizer.{name}.{key}"] = value
-    return state
-
-
-def materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Create the optimizer's state without changing a weight, so that it can be loaded into."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    weights = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+    return {**weights, **(optimizer_state(model, optimizer) if optimizer else {})}
 
 
 def save_checkpoint(

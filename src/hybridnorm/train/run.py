@@ -15,6 +15,7 @@ from hybridnorm.model.transformer import Transformer
 from hybridnorm.placement import Placement, placement
 from hybridnorm.train.checkpoint import list_checkpoints
 from hybridnorm.train.config import Recipe
+from hybridnorm.train.groups import decay_groups, decay_table
 from hybridnorm.train.metrics import MetricsWriter
 from hybridnorm.train.rundir import check_run_dir, describe_run, load_run
 from hybridnorm.train.trainer import Trainer
@@ -48,6 +49,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(decay_table(decay_groups(model, recipe.optimizer)))
     metrics = MetricsWriter(run_dir)
     try:
         event = "resumed" if resuming else "started"

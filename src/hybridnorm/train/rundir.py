@@ -74,6 +74,7 @@ def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[
             "batch_size": recipe.train.batch_size,
             "seq_len": recipe.train.seq_len,
         },
+        "optimizer": {"name": recipe.optimizer.name},
     }
 
 
@@ -84,8 +85,9 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
         ("placement", "another placement"),
         ("data", "other data"),
         ("order", "another data order"),
+        ("optimizer", "another optimizer"),
     ):
-        before, after = saved[part], now[part]
+        before, after = saved.get(part), now[part]
         if before != after:
             detail = _difference(before, after) if isinstance(before, dict) else ""
             raise HybridNormError(

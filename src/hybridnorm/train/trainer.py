@@ -20,6 +20,7 @@ from hybridnorm.train import checkpoint, guard
 from hybridnorm.train.config import Recipe
 from hybridnorm.train.metrics import MetricsWriter
 from hybridnorm.train.optimizer import build_optimizer
+from hybridnorm.train.optimizer_state import materialize, restore
 from hybridnorm.train.progress import TrainingProgress
 from hybridnorm.train.rundir import check_identity, identity
 from hybridnorm.train.schedule import learning_rate
@@ -52,8 +53,10 @@ class Trainer:
         """Load the newest undamaged checkpoint; return a line for each damaged one."""
         path, meta, problems = checkpoint.latest_valid(self.run_dir)
         check_identity(meta, self.identity, path)
-        checkpoint.materialize(self.optimizer)
-        checkpoint.load_checkpoint(path, checkpoint.training_state(self.model, self.optimizer))
+        materialize(self.optimizer)
+        state = checkpoint.training_state(self.model, self.optimizer)
+        checkpoint.load_checkpoint(path, state)
+        restore(self.model, self.optimizer, state)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
         return problems
 
@@ -69,13 +72,14 @@ class Trainer:
             logged_at, clock = self.step, time.perf_counter()
             while self.step < self.config.steps and not self.stop:
                 try:
-                    loss, grad_norm, lr = self._train_step()
+                    loss, z, grad_norm, lr = self._train_step()
                 except guard.DivergedError as error:
                     metrics.write(event="diverged", step=self.step + 1, reason=str(error))
                     raise
                 if self._due(self.config.log_every) or self.stop:
                     now = time.perf_counter()
                     row = self._row(loss, grad_norm, lr, now - clock, self.step - logged_at)
+                    row |= {"z_loss": z} if self.config.z_loss else {}
                     metrics.write(**row)
                     progress.train(row)
                     logged_at, clock = self.step, now
@@ -110,16 +114,16 @@ class Trainer:
         checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
         return path
 
-    def _train_step(self) -> tuple[float, float, float]:
+    def _train_step(self) -> tuple[float, float, float, float]:
         start = time.perf_counter()
         size = self.config.batch_size
         micro = self.config.micro_batch_size or size
-        total = torch.zeros((), device=self.device)
+        totals = torch.zeros(2, device=self.device)
         for first in range(0, size, micro):
             ids, targets = self._to_device(self.batches.rows(self.step, first, first + micro))
-            loss = self.model.loss(ids, targets) * (micro / size)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            terms = self._terms(ids, targets) * (micro / size)
+            terms.sum().backward()  # type: ignore[no-untyped-call]
+            totals += terms.detach()
         lr = learning_rate(
             self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
         )
@@ -127,14 +131,23 @@ class Trainer:
             group["lr"] = lr
         clip = self.recipe.optimizer.grad_clip
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip).item()
-        if not math.isfinite(total.item()) or not math.isfinite(grad_norm):
+        loss, z = totals.tolist()
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise guard.diverged(self.model, self._first_rows(), self.step + 1, total.item())
+            raise guard.diverged(self.model, self._first_rows(), self.step + 1, loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.seconds += time.perf_counter() - start
-        return total.item(), grad_norm, lr
+        return loss, z, grad_norm, lr
+
+    def _terms(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """The terms of the objective: cross-entropy, weighted z-loss."""
+        if not self.config.z_loss:
+            loss = self.model.loss(ids, targets)
+            return torch.stack((loss, torch.zeros_like(loss)))
+        losses = self.model.losses(ids, targets)
+        return torch.stack((losses.cross_entropy, self.config.z_loss * losses.z))
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
