@@ -67,7 +67,7 @@ def test_builtin_recipes_fit(builtin_recipe: str, name: str) -> None:
     ("name", "overrides", "warning"),
     [
         ("hybridnorm", {"model__init": "normal"}, "needs megatron"),
-        ("hybridnorm-star", {"model__init": "depth-scaled"}, "perplexity 20.4 with depth-scaled"),
+        ("hybridnorm-star", {"model__init": "depth-scaled"}, "perplexity 20.40 with depth-scaled"),
         ("deepnorm", {"model__init": "normal"}, "DeepNorm is published with deepnorm"),
         ("lns", {"model__init": "depth-scaled"}, "not to be combined"),
         ("hybridnorm", {"size": "1.2B", "optimizer__lr": 1e-3}, "stable up to 4.0e-04"),
@@ -131,7 +131,7 @@ def test_the_numbers_of_a_run_on_several_ranks() -> None:
     )
     assert found.rows["layout"].startswith("replicate 2 x shard 8 x tensor 2; bf16")
     assert found.rows["length"].startswith("47,684 steps, 200B tokens, 363")
-    assert found.rows["parameters"] == "550M (396M without embeddings)"
+    assert found.rows["parameters"] == "551M (396M without embeddings)"
     assert found.rows["placement"] == "HybridNorm, 16 norms on the stream of 16 blocks"
     assert found.rows["data"] == "text: 100.0%, 10T tokens, 0.02 epochs"
 

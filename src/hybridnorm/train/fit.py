@@ -48,10 +48,11 @@ def _initialization(recipe: Recipe, placement: Placement) -> Iterator[str]:
     block = placement.block(recipe.model.n_layers - 1, recipe.model.n_layers)
     scales = (block.attention.input_scale, block.feed_forward.input_scale)
     if _is_hybrid(placement, recipe.model.n_layers) and init in _TABLE_5 and init != "megatron":
-        pre_norm, hybrid = _TABLE_5[init]
+        (pre_norm, hybrid), (_, best) = _TABLE_5[init], _TABLE_5["megatron"]
         yield (
-            f"model.init {init}: HybridNorm needs megatron ({_PAPER}, Table 5: perplexity {hybrid} "
-            f"with {init}, {_TABLE_5['megatron'][1]:.2f} with megatron; Pre-Norm {pre_norm})"
+            f"model.init {init}: HybridNorm needs megatron ({_PAPER}, Table 5: perplexity "
+            f"{hybrid:.2f} with {init}, {best:.2f} with megatron; Pre-Norm {pre_norm:.2f} with "
+            f"{init})"
         )
     elif init in ("depth-scaled", "megatron") and any(s.layer_power < 0 for s in scales):
         yield (
