@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hybridnorm.data.corpus import Document, documents, is_held_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from hybridnorm.data import corpus as corpus_room
 from hybridnorm.data.config import DataConfig
-from hybridnorm.data.corpus import Document, documents, is_held_out
 from hybridnorm.data.dataset import Batches, Tokens
 from hybridnorm.data.order import Permutation
 from hybridnorm.data.prepare import prepare

@@ -32,12 +32,12 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
     device = pick_device(recipe.train.device)
     chosen = placement(recipe.model.placement)
     data = prepare(recipe.data, console=console)
-    recipe = with_vocabulary(recipe, data)
+    recipe = with_vocabulary(recipe, data.tokenizer)
     model = build_model(recipe, chosen, device)
     trainer = Trainer(recipe, model, data, run_dir, device)
     resuming = resume and bool(list_checkpoints(run_dir))
     problems = trainer.resume() if resuming else []
-    describe_run(run_dir, recipe, chosen, data, device)
+    describe_run(run_dir, recipe, chosen, data.tokenizer, device)
     for problem in problems:
         console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
     console.print(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from hybridnorm.data.dataset import Batches, Tokens
+from hybridnorm.data.manifest import Prepared
+from hybridnorm.data.mixture import Batches, Mixture
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.train import checkpoint, guard
 from hybridnorm.train.config import Recipe
@@ -33,15 +34,20 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, model: Transformer, data: Path, run_dir: Path, device: torch.device
+        self,
+        recipe: Recipe,
+        model: Transformer,
+        data: Prepared,
+        run_dir: Path,
+        device: torch.device,
     ) -> None:
         self.recipe, self.config, self.run_dir, self.device = recipe, recipe.train, run_dir, device
         self.model = model
         self.optimizer = build_optimizer(model, recipe.optimizer)
         train = self.config
-        tokens = Tokens(data, "train")
+        tokens = Mixture(data, "train")
         self.batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
-        self.held_out = Tokens(data, "validation")
+        self.held_out = Mixture(data, "validation")
         self.identity = identity(recipe, model, tokens.fingerprint)
         self.step = 0
         self.seconds = 0.0
