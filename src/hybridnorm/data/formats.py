@@ -134,6 +134,8 @@ def _after_document(file: BinaryIO, at: int) -> int:
     window = file.read(_WINDOW)
     if found := _SEPARATOR_BYTES.search(window):
         return at + found.end()
+    if len(window) < _WINDOW:  # the last document
+        return at + len(window)
     for ending in (b"\n\n", b"\n"):
         if (position := window.find(ending)) >= 0:
             return at + position + len(ending)
