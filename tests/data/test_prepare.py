@@ -69,14 +69,10 @@ def test_nothing_is_lost_between_text_and_tokens(
         assert record["text_bytes"] == sum(len(text.encode()) for text in kept)
         tokens = Tokens(tmp_path / "out", split)  # type: ignore[arg-type]
         assert tokens.tokens_per_byte == pytest.approx(tokens.n_tokens / record["text_bytes"])
-    whole = np.concatenate(
-        [
-            np.fromfile(tmp_path / "out" / s["file"], "<u2")
-            for s in manifest["splits"]["train"]["shards"]
-        ]  # type: ignore[index]
-    )
+    parts = sorted((tmp_path / "out").glob("train-*.bin"))
+    whole = np.concatenate([np.fromfile(part, "<u2") for part in parts])
+    assert len(parts) > 5
     tokens = Tokens(tmp_path / "out", "train")
-    assert len(list((tmp_path / "out").glob("train-*.bin"))) > 5
     for start, stop in itertools.combinations((0, 1, 777, 5000, len(whole)), 2):
         assert np.array_equal(tokens.slice(start, stop), whole[start:stop])
 
@@ -101,11 +97,11 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few seconds of work in a dozen units."""
+    """A second or two of work in half a dozen units."""
     words = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("large") / "large.jsonl"
     with path.open("w") as file:
-        for _ in range(6000):
+        for _ in range(4000):
             text = " ".join(f"w{n}" for n in words.zipf(1.3, 300) % 9000)
             file.write(json.dumps({"text": text}) + "\n")
     return path
@@ -125,12 +121,17 @@ def start(source: Path, out: Path, **options: object) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(large: Path) -> dict[str, bytes]:
-    process = start(large, large.parent / "undisturbed")
+def finish(source: Path, out: Path) -> str:
+    process = start(source, out)
     output, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
-    assert "documents" in output and "6,000" in output
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(large: Path) -> dict[str, bytes]:
+    output = finish(large, large.parent / "undisturbed")
+    assert "documents" in output and "4,000" in output
     return content(large.parent / "undisturbed")
 
 
@@ -167,7 +168,7 @@ def test_killed_and_started_again(
 ) -> None:
     out = tmp_path / "out"
     process = start(large, out)
-    wait_for_records(process, out, 3)
+    wait_for_records(process, out, 2)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
@@ -176,12 +177,11 @@ def test_killed_and_started_again(
         assert time.monotonic() < deadline, "workers outlived the process that started them"
         time.sleep(0.01)
     kept = records(out)
-    assert 3 <= len(kept) < 12 and not (out / "manifest.json").exists()
+    assert len(kept) >= 2 and not (out / "manifest.json").exists()
     stamps = {p: p.stat().st_mtime_ns for n in kept for p in out.glob(f"*-{Path(n).stem}.bin")}
     broken = next(iter(out.glob("train-*.bin")))
     broken.write_bytes(b"a half-written shard")
-    process = start(large, out)
-    assert process.wait(timeout=240) == 0, process.communicate()
+    finish(large, out)
     assert content(out) == undisturbed
     redone = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     assert {path.stem[-5:] for path in redone} == {broken.stem[-5:]}
@@ -199,7 +199,7 @@ def test_a_killed_worker_is_one_line_and_the_same_command_continues(
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and "a worker process was killed" in error
     assert error.count("\n") == 1
-    assert start(large, out).wait(timeout=240) == 0
+    finish(large, out)
     assert content(out) == undisturbed
 
 
@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(
     _, error = process.communicate(timeout=240)
     assert process.returncode == 1 and error.startswith(f"hybridnorm: cannot write {out}: ")
     assert error.count("\n") == 1 and not (out / "manifest.json").exists()
-    assert start(large, out).wait(timeout=240) == 0
+    finish(large, out)
     assert content(out) == undisturbed
 
 
@@ -296,15 +296,12 @@ def test_what_was_skipped_is_fatal_when_asked(tmp_path: Path, small_units: None)
     lines = [json.dumps({"text": f"document {i} " * 10}) for i in range(300)]
     (tmp_path / "t.jsonl").write_text("\n".join(["{oops", *lines]))
 
-    class Interrupt(Exception):
-        pass
-
     def interrupted(*args: object) -> None:
-        raise Interrupt
+        raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hybridnorm.data.prepare._manifest", interrupted)
-        with pytest.raises(Interrupt):
+        with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
     with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
         make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte")

@@ -116,12 +116,11 @@ def _make(
             jobs = [Job(*job) for job in zip(itertools.count(), units, duplicates)]
             _save_tokenizer(out, jobs, config, progress)
             records = _tokenize(out, jobs, config, workers, progress)
-        manifest = _manifest(out, plan, records)
     except HybridNormError:
         if not any(work.glob("[0-9]*.json")):
             shutil.rmtree(out)  # nothing to continue
         raise
-    write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, _manifest(out, plan, records))
     shutil.rmtree(work)
 
 
