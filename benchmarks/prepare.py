@@ -12,7 +12,6 @@ Memory: the peak resident memory of the parent and of its workers, for inputs of
 import argparse
 import itertools
 import json
-import os
 import random
 import resource
 import statistics
@@ -157,7 +156,7 @@ def memory(folder: Path, sizes: list[int], vocab_size: int) -> None:
         parent, workers = peak_memory([*command, "--tokenizer-train-bytes", "20000000"])
         workers = sorted(workers)[-cores() :]
         row = [f"{parent:.0f}", ", ".join(f"{w:.0f}" for w in workers)]
-        table.add_row(f"{os.path.getsize(corpus) / 1e6:.0f}", *row, f"{parent + sum(workers):.0f}")
+        table.add_row(f"{corpus.stat().st_size / 1e6:.0f}", *row, f"{parent + sum(workers):.0f}")
     CONSOLE.print(table)
 
 

@@ -1,6 +1,8 @@
 import itertools
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from hybridnorm.data.prepare import prepare
 from hybridnorm.errors import HybridNormError
 
 QUIET = Console(quiet=True)
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +157,14 @@ def test_a_sequence_longer_than_the_text(folders: tuple[Path, Path]) -> None:
     tokens = Mixture(open_prepared(folders), "validation")
     with pytest.raises(HybridNormError, match=r"train.seq_len: 100000 is longer than the valid"):
         tokens.windows(100_000, 8)
+
+
+def test_a_run_on_a_mixture_and_its_identity(
+    folders: tuple[Path, Path], tiny: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    mixed = [*tiny, "--run-dir", tmp_path / "run", "--data.prepared", *folders, "--data.weights"]
+    result = cli("train", "demo", *mixed, "3", "1")
+    assert result.returncode == 0, result.stderr
+    assert "held-out loss" in result.stdout
+    result = cli("train", "demo", *mixed, "1", "1", "--resume")
+    assert result.returncode == 1 and "other data" in result.stderr

@@ -305,6 +305,9 @@ def test_what_was_skipped_is_fatal_when_asked(tmp_path: Path, small_units: None)
             make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
     with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
         make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte")
+    make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
+    with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
+        make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte")
 
 
 def test_a_recipe_finds_what_was_prepared_and_notices_other_text(

@@ -88,12 +88,15 @@ def prepare_folder(
         with claimed(out, plan, console):
             if not (out / MANIFEST).exists():
                 _make(sources, out, config, plan, workers, console)
-        return read_manifest(out)
+        manifest = read_manifest(out)
     except OSError as error:
         raise HybridNormError(
             f"cannot write {out}: {error.strerror}; what is finished is kept, and the same command "
             "continues"
         ) from None
+    if config.bad_lines == "fail" and (lines := manifest["counts"]["first_corrupt"]):
+        raise _fatal(lines[0])
+    return manifest
 
 
 def _make(
@@ -118,7 +121,7 @@ def _make(
             records = _tokenize(out, jobs, config, workers, progress)
     except HybridNormError:
         if not any(work.glob("[0-9]*.json")):
-            shutil.rmtree(out)  # nothing to continue
+            shutil.rmtree(out, ignore_errors=True)  # nothing to continue
         raise
     write_json(out / MANIFEST, _manifest(out, plan, records))
     shutil.rmtree(work)
@@ -194,8 +197,12 @@ def _tokenize(
 
 
 def _refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
-    if tally.corrupt and config.bad_lines == "fail":
-        raise HybridNormError(f"{_located(tally)[0]}; bad_lines = skip passes over such lines")
+    if config.bad_lines == "fail" and tally.corrupt:
+        raise _fatal(_located(tally)[0])
+
+
+def _fatal(line: str) -> HybridNormError:
+    return HybridNormError(f"{line}; bad_lines = skip passes over such lines")
 
 
 def _located(tally: Tally) -> list[str]:
@@ -213,7 +220,7 @@ def _manifest(out: Path, plan: dict[str, Any], records: Sequence[Record]) -> dic
     for name in SPLITS:
         shards = [record.shards[name] for record in records if name in record.shards]
         if not shards:
-            shutil.rmtree(out)  # to go on would end here again
+            shutil.rmtree(out, ignore_errors=True)  # to go on would end here again
             raise HybridNormError(
                 f"{out.name}: the {name} split is empty; add text, change validation_fraction, or "
                 "lower max_chars (it cuts long text files into documents)"
