@@ -34,7 +34,7 @@ from hybridnorm.data.tokenizer import load_tokenizer, train_bpe
 
 CONSOLE = Console(width=120)
 QUIET = Console(quiet=True)
-DIRECT_BATCH = 10_000  # documents; all at once would need gigabytes
+DIRECT_BATCH = 1000  # documents; 10,000 at once are slower
 
 
 def demo_texts() -> list[str]:
@@ -43,12 +43,13 @@ def demo_texts() -> list[str]:
 
 
 def write_corpus(path: Path, texts: list[str], megabytes: int) -> None:
-    """The demo documents again and again, each time in another order, as JSON lines."""
-    order = random.Random(0)
+    """The demo documents again and again, numbered and each time in another order."""
+    order, number = random.Random(0), itertools.count()
     left = megabytes * 1_000_000
     with path.open("w", encoding="utf-8") as file:
         while left > 0:
             for text in order.sample(texts, len(texts)):
+                text = f"{next(number)}. {text}"
                 file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                 left -= len(text.encode())
                 if left <= 0:

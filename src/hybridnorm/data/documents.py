@@ -17,6 +17,7 @@ class Document(NamedTuple):
     """A text to tokenize."""
 
     text: str
+    n_bytes: int
     digest: bytes
     """SHA-256 of the text: equal documents have equal ones."""
     held_out: bool
@@ -61,10 +62,11 @@ def documents(
         if place in duplicates:
             tally.duplicates += 1
             continue
-        digest = hashlib.sha256(text.encode()).digest()
-        side = digest if key is None else hashlib.sha256(key.encode()).digest()
+        data = text.encode()
+        digest = hashlib.sha256(data).digest()
+        side = digest if key is None or key is text else hashlib.sha256(key.encode()).digest()
         held_out = int.from_bytes(side[:8], "little") < config.validation_fraction * 2**64
-        yield Document(text, digest, held_out)
+        yield Document(text, len(data), digest, held_out)
 
 
 def _texts(unit: Unit, config: PrepareConfig, tally: Tally) -> Iterator[tuple[str, str | None]]:

@@ -138,9 +138,12 @@ def _duplicates(
         for unit_digests, tally in progress.follow("looking for duplicates", units, results):
             _refuse_corrupt(tally, config)
             found.append(unit_digests)
-    repeated = np.ones(sum(map(len, found)), dtype=bool)
-    repeated[np.unique(np.concatenate(found), return_index=True)[1]] = False
-    parts = np.split(repeated, np.cumsum([len(part) for part in found])[:-1])
+    ends = np.cumsum([len(part) for part in found])
+    everything = np.concatenate(found)
+    found.clear()  # tens of millions of documents are hundreds of megabytes
+    repeated = np.ones(len(everything), dtype=bool)
+    repeated[np.unique(everything, return_index=True)[1]] = False
+    parts = np.split(repeated, ends[:-1])
     return [frozenset(np.flatnonzero(part).tolist()) for part in parts]
 
 
@@ -171,7 +174,7 @@ def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgres
             if left <= 0:
                 break
             if not document.held_out:
-                left -= len(document.text.encode())
+                left -= document.n_bytes
                 yield document.text
         _refuse_corrupt(tally, config)
 

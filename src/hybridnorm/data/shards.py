@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from hybridnorm.data.manifest import SPLITS, checksum, write_json
 from hybridnorm.data.plan import WORK
 from hybridnorm.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_file
 
-_BATCH_CHARS = 1 << 20  # tokenized at once: bounds the memory
+_BATCH_CHARS = 1 << 18  # tokenized at once: little memory, and the caches like it
 
 
 @dataclass
@@ -77,8 +77,8 @@ def tokenize_unit(folder: Path, config: PrepareConfig, job: Job) -> Record:
         parts = [files.enter_context(_Part(folder, name, job.number, tokenizer)) for name in SPLITS]
         for batch in _batches(documents(job.unit, config, record.tally, job.duplicates)):
             encoded = tokenizer.encode_batch([document.text for document in batch])
-            for document, ids in zip(batch, encoded, strict=True):
-                parts[document.held_out].add(document, ids)
+            for part in parts:
+                part.add(batch, encoded)
         if record.tally.corrupt and config.bad_lines == "fail":
             return record
         record.shards = {p.split: p.publish() for p in parts if p.shard.tokens}
@@ -127,13 +127,19 @@ class _Part:
         self._file.close()
         self._partial.unlink(missing_ok=True)
 
-    def add(self, document: Document, ids: list[int]) -> None:
-        data = np.array([*ids, self._end], dtype=self._dtype).tobytes()
+    def add(self, batch: Sequence[Document], encoded: Sequence[list[int]]) -> None:
+        """Append those of the batch that belong to this split."""
+        tokens: list[int] = []
+        for document, ids in zip(batch, encoded, strict=True):
+            if document.held_out == (self.split == "validation"):
+                tokens += ids
+                tokens.append(self._end)
+                self.shard.documents += 1
+                self.shard.text_bytes += document.n_bytes
+        data = np.array(tokens, dtype=self._dtype).tobytes()
         self._file.write(data)
         self._hash.update(data)
-        self.shard.tokens += len(ids) + 1
-        self.shard.documents += 1
-        self.shard.text_bytes += len(document.text.encode())
+        self.shard.tokens += len(tokens)
 
     def publish(self) -> Shard:
         """Give the complete shard its name."""
