@@ -5,7 +5,11 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["train", "--help"], ["study", "--help"], ["show"], ["show", "--help"]]
+    "argv",
+    [
+        *(["--help"], ["train", "--help"], ["study", "--help"], ["prepare", "--help"]),
+        *(["show"], ["show", "--help"]),
+    ],
 )
 def test_verbs_that_do_not_compute_never_import_torch(argv: list[str]) -> None:
     code = (

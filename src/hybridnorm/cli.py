@@ -17,6 +17,7 @@ import tyro
 from tyro.conf import Positional
 
 import hybridnorm
+from hybridnorm.data.config import PrepareConfig
 from hybridnorm.errors import HybridNormError, nearest
 from hybridnorm.train.config import Recipe
 from hybridnorm.train.recipe import load_recipe
@@ -62,6 +63,20 @@ class StudyArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Turn text into token shards: in parallel, restartable, the same whatever the workers."""
+
+    inputs: Positional[tuple[str, ...]]
+    """Files (.txt, .md, .jsonl, .json.gz, .jsonl.gz, .jsonl.zst, .parquet), folders or globs of
+    them, folders of saved Hugging Face datasets, or demo."""
+    out: Path
+    """Folder of the shards; one that was left unfinished is continued."""
+    workers: int | None = None
+    """Processes. None: one per core."""
+    config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generate:
     """Continue a prompt with a trained model."""
 
@@ -87,10 +102,12 @@ def _train(argv: Sequence[str]) -> None:
     name = _first_word(argv) or "demo"
     args = _parse(Train, "train", argv, default=Train(recipe=name, config=load_recipe(name)))
     from hybridnorm.train.run import train
+    from hybridnorm.train.world import end_rank
 
     recipe = args.config
     stem = f"{Path(args.recipe).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
     train(recipe, args.run_dir or Path("runs") / stem, resume=args.resume)
+    end_rank()
 
 
 def _show(argv: Sequence[str]) -> None:
@@ -113,6 +130,23 @@ def _study(argv: Sequence[str]) -> None:
     carry_out(study, folder, jobs=args.jobs, command=shlex.join(["hybridnorm", "study", *argv]))
 
 
+def _prepare(argv: Sequence[str]) -> None:
+    args = _parse(Prepare, "prepare", argv)
+    if args.workers is not None and args.workers < 1:
+        raise HybridNormError(f"workers: must be at least 1, got {args.workers}")
+    from rich.console import Console
+
+    from hybridnorm.data.inputs import find_sources
+    from hybridnorm.data.manifest import report
+    from hybridnorm.data.pool import cores
+    from hybridnorm.data.prepare import prepare_folder
+
+    console, workers = Console(), args.workers or cores()
+    sources = find_sources(args.inputs)
+    manifest = prepare_folder(sources, args.out, args.config, workers=workers, console=console)
+    console.print(report(args.out, manifest))
+
+
 def _generate(argv: Sequence[str]) -> None:
     args = _parse(Generate, "generate", argv)
     from hybridnorm.train.run import generate_text
@@ -132,6 +166,7 @@ def _generate(argv: Sequence[str]) -> None:
 
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
+    "prepare": ("turn text into token shards, once and in parallel", _prepare),
     "generate": ("continue a prompt with a trained model", _generate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
     "show": ("equations, facts and drawing of a placement", _show),
@@ -155,7 +190,9 @@ def _guarded(verb: str, argv: Sequence[str]) -> None:
             raise HybridNormError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
         VERBS[verb][1](argv)
     except HybridNormError as error:
-        sys.exit(f"hybridnorm: {error}")
+        # Under torchrun every rank sees the same bad input; one of a node's ranks says it.
+        speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+        sys.exit(f"hybridnorm: {error}" if speaks else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

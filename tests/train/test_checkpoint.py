@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,15 +7,19 @@ import torch
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.train import checkpoint
+from hybridnorm.train import checkpoint, retention
+from hybridnorm.train.combined import Optimizers
 from hybridnorm.train.config import OptimizerConfig
 from hybridnorm.train.optimizer import build_optimizer
+from hybridnorm.train.optimizer_state import materialize
+from hybridnorm.train.world import World
 
 CONFIG = ModelConfig(d_model=32, n_layers=2, d_ff=64, vocab_size=50)
+ALONE = World(torch.device("cpu"))
 IDS = torch.arange(40).view(2, 20)
 
 
-def trained(seed: int) -> tuple[Transformer, torch.optim.Optimizer]:
+def trained(seed: int) -> tuple[Transformer, Optimizers]:
     model = Transformer(CONFIG, seed=seed)
     optimizer = build_optimizer(model, OptimizerConfig(lr=1e-2))
     for _ in range(3):
@@ -22,7 +27,7 @@ def trained(seed: int) -> tuple[Transformer, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def advance(model: Transformer, optimizer: torch.optim.Optimizer) -> float:
+def advance(model: Transformer, optimizer: Optimizers) -> float:
     loss = model.loss(IDS, IDS)
     loss.backward()
     optimizer.step()
@@ -32,28 +37,15 @@ def advance(model: Transformer, optimizer: torch.optim.Optimizer) -> float:
 
 def save(run_dir: Path, step: int, val_loss: float | None = None, seed: int = 0) -> Path:
     state = checkpoint.training_state(*trained(seed))
-    return checkpoint.save_checkpoint(run_dir, step, state, {"val_loss": val_loss})
+    return checkpoint.save_checkpoint(run_dir, step, state, {"val_loss": val_loss}, ALONE)
 
 
-def test_training_continues_bitwise_from_a_checkpoint(tmp_path: Path) -> None:
-    model, optimizer = trained(0)
-    state = checkpoint.training_state(model, optimizer)
-    path = checkpoint.save_checkpoint(tmp_path, 3, state, {})
-    other, other_optimizer = Transformer(CONFIG, seed=1), None
-    other_optimizer = build_optimizer(other, OptimizerConfig(lr=1e-2))
-    checkpoint.materialize(other_optimizer)
-    checkpoint.load_checkpoint(path, checkpoint.training_state(other, other_optimizer))
-    for _ in range(3):
-        assert advance(model, optimizer) == advance(other, other_optimizer)
+def full(path: Path) -> None:
+    raise OSError(28, "No space left on device")
 
 
-def test_materialize_changes_no_weight() -> None:
-    model = Transformer(CONFIG)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, OptimizerConfig(lr=1.0))
-    checkpoint.materialize(optimizer)
-    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
-    assert {group["lr"] for group in optimizer.param_groups} == {1.0}
+def choose(run_dir: Path, which: str) -> tuple[Path, dict[str, Any]]:
+    return retention.choose_checkpoint(run_dir, which, checkpoint.read_meta)
 
 
 def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
@@ -64,13 +56,54 @@ def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
 def test_newest_and_best_are_kept(tmp_path: Path) -> None:
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5)):
         save(tmp_path, step, loss)
-        checkpoint.prune(tmp_path, keep=2)
-    assert [path.name[-1] for path in checkpoint.list_checkpoints(tmp_path)] == ["2", "4", "5"]
-    assert checkpoint.choose_checkpoint(tmp_path, "best")[1]["step"] == 2
-    assert checkpoint.choose_checkpoint(tmp_path, "last")[1]["step"] == 5
-    assert checkpoint.choose_checkpoint(tmp_path, "4")[1]["step"] == 4
+        retention.prune(tmp_path, keep=2)
+    assert [path.name[-1] for path in retention.list_checkpoints(tmp_path)] == ["2", "4", "5"]
+    assert choose(tmp_path, "best")[1]["step"] == 2
+    assert choose(tmp_path, "last")[1]["step"] == 5
+    assert choose(tmp_path, "4")[1]["step"] == 4
     with pytest.raises(HybridNormError, match="no checkpoint '3'; it has: 2, 4, 5"):
-        checkpoint.choose_checkpoint(tmp_path, "3")
+        choose(tmp_path, "3")
+
+
+def test_every_nth_is_kept_besides(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, step)
+        retention.prune(tmp_path, keep=1, keep_every=3)
+    assert [path.name[-1] for path in retention.list_checkpoints(tmp_path)] == ["3", "6", "7"]
+
+
+def test_a_background_write_holds_what_was_true_when_it_began(tmp_path: Path) -> None:
+    writer = checkpoint.CheckpointWriter(tmp_path, ALONE, keep=1, keep_every=None, background=True)
+    model, optimizer = trained(0)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    writer.write(1, checkpoint.training_state(model, optimizer), {})
+    advance(model, optimizer)
+    writer.finish()
+    other = Transformer(CONFIG, seed=5)
+    path = retention.list_checkpoints(tmp_path)[0]
+    checkpoint.load_checkpoint(path, checkpoint.training_state(other, None))
+    assert all(torch.equal(p, before[name]) for name, p in other.named_parameters())
+
+
+def test_a_background_failure_is_raised_by_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = checkpoint.CheckpointWriter(tmp_path, ALONE, keep=1, keep_every=None, background=True)
+    monkeypatch.setattr(checkpoint, "_flush", full)
+    writer.write(1, checkpoint.training_state(*trained(0)), {})
+    with pytest.raises(HybridNormError, match="No space left on device"):
+        writer.finish()
+
+
+def test_tensors_of_another_optimizer_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    model = Transformer(CONFIG)
+    optimizer = build_optimizer(
+        model, OptimizerConfig(name="torch.optim.SGD", options=("momentum=0.9",))
+    )
+    materialize(optimizer)
+    with pytest.raises(HybridNormError, match=r"the tensor 'optimizer\..*of another model or opt"):
+        checkpoint.load_checkpoint(path, checkpoint.training_state(model, optimizer))
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "meta"])
@@ -89,9 +122,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
     elif damage == "delete":
         victim.unlink()
     else:
-        victim = newest / checkpoint.META
+        victim = newest / retention.META
         victim.write_text("{")
-    path, meta, problems = checkpoint.latest_valid(tmp_path)
+    path, meta, problems = retention.latest_valid(tmp_path, checkpoint.read_meta)
     assert meta["step"] == 1 and path.name.endswith("1")
     assert len(problems) == 1 and str(victim) in problems[0]
 
@@ -100,12 +133,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
-
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(checkpoint, "_flush", full)
     with pytest.raises(HybridNormError, match="No space left on device; earlier checkpoints"):
         save(tmp_path, 2)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert checkpoint.latest_valid(tmp_path)[1]["step"] == 1
+    assert retention.latest_valid(tmp_path, checkpoint.read_meta)[1]["step"] == 1

@@ -43,6 +43,22 @@ def test_overrides_win_over_the_file_and_the_preset(tmp_path: Path) -> None:
         ),
         ("[train]\nsteps = 5", "schedule.warmup_steps: 100 exceeds train.steps 5"),
         ("[optimizer]\nbetas = [0.9]", "optimizer.betas: expected 2 values, got 1"),
+        ('[optimizer]\nname = "muno"', "optimizer.name: unknown name 'muno'; did you mean 'muon'?"),
+        ("[optimizer]\nmomentum = 0.9", "optimizer.momentum: adamw does not use it; leave it out"),
+        ("[schedule]\ndecay_steps = 9", "schedule.decay_steps: cosine does not use it"),
+        ("[schedule]\ndecay_tokens = 9", "schedule.decay_tokens: cosine does not use it"),
+        (
+            '[schedule]\nname = "constant"\nfinal_lr_fraction = 0.0',
+            "schedule.final_lr_fraction: constant does not use it",
+        ),
+        (
+            '[schedule]\nname = "wsd"\ndecay_steps = 901',
+            "schedule.decay_steps: 901 and warmup_steps 100 exceed train.steps 1000",
+        ),
+        (
+            '[train]\nsteps = 120\n[schedule]\nname = "wsd"',
+            "schedule.decay_steps: 24 and warmup_steps 100 exceed train.steps 120",
+        ),
         ("seed = ", "is not TOML"),
     ],
 )
@@ -59,7 +75,7 @@ def test_lengths_in_tokens_become_steps(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(
         "[train]\ntokens = 100_001\nbatch_tokens = 4096\nseq_len = 512\n"
-        "[schedule]\nwarmup_tokens = 8193\ndecay_tokens = 20_000\n"
+        '[schedule]\nname = "wsd"\nwarmup_tokens = 8193\ndecay_tokens = 20_000\n'
     )
     recipe = load_recipe(path).in_steps()
     assert (recipe.train.batch_size, recipe.train.steps) == (8, 25)
@@ -69,6 +85,8 @@ def test_lengths_in_tokens_become_steps(tmp_path: Path) -> None:
         load_recipe(path, {"train.batch_tokens": 4000}).in_steps()
     with pytest.raises(HybridNormError, match="warmup_steps: 49 exceeds"):
         load_recipe(path, {"schedule.warmup_tokens": 200_000}).in_steps()
+    with pytest.raises(HybridNormError, match="decay_steps: 23 and warmup_steps 3 exceed"):
+        load_recipe(path, {"schedule.decay_tokens": 23 * 4096}).in_steps()
 
 
 def test_unknown_names_offer_the_nearest(tmp_path: Path) -> None:

@@ -106,30 +106,30 @@ def test_a_signal_saves_and_exits_cleanly(
     assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
 
 
-def test_a_nonfinite_loss_stops_with_step_layer_and_remedy(
+def test_too_many_nonfinite_steps_stop_with_step_layer_and_remedy(
     cli: Cli, tiny: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "hot"
-    options = ("--optimizer.lr", "1e30", "--optimizer.grad-clip", "1e30", "--schedule.warmup-steps")
-    result = cli(
-        "train",
-        "demo",
-        "--run-dir",
-        run_dir,
-        *tiny,
-        *options,
+    hot = (
+        "--optimizer.lr",
+        "1e30",
+        "--optimizer.grad-clip",
+        "1e30",
+        "--schedule.warmup-steps",
         "0",
-        "--train.checkpoint-every",
-        "1",
-        "--model.placement",
-        "no-norm",
     )
+    each = ("--train.checkpoint-every", "1", "--train.max-skipped-steps", "3")
+    args = (*tiny, *hot, *each, "--model.placement", "no-norm", "--train.log-every", "4")
+    result = cli("train", "demo", "--run-dir", run_dir, *args)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
-    assert "step 2: the loss is" in result.stderr
+    assert "step 4: the loss is nan (3 steps in a row)" in result.stderr
     assert "first non-finite value in the output of" in result.stderr
     assert "optimizer.lr" in result.stderr
-    assert read_metrics(run_dir).status == "diverged"
+    metrics = read_metrics(run_dir)
+    assert metrics.status == "diverged"
+    assert metrics.train[-1]["loss"] is None, "JSON has no NaN"
+    # No checkpoint is made among the skipped steps.
     assert [p.name for p in (run_dir / "checkpoints").iterdir()] == ["step-00000001"]
 
 

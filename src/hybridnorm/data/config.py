@@ -1,34 +1,73 @@
 """Which text a run reads, and how it is turned into tokens. No torch, no numpy."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 from hybridnorm.errors import HybridNormError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The text and its tokenizer."""
+class PrepareConfig:
+    """How text becomes tokens."""
 
-    source: str = "demo"
-    """demo (English Wikipedia summaries), a .txt, .md or .jsonl file, or a folder of them."""
     tokenizer: str = "bpe"
-    """bpe (byte-level, trained on the text), byte, or the path of a tokenizer.json."""
+    """bpe (byte-level, trained on the text), byte, a tokenizer.json, or a folder that holds one,
+    such as another prepared set."""
     tokenizer_vocab_size: int = 4096
     """Vocabulary size of a trained tokenizer."""
+    tokenizer_train_bytes: int = 100_000_000
+    """Bytes of text, about, that train a tokenizer: of a larger input, the first training
+    documents of every part, in proportion to its size."""
     text_field: str = "text"
-    """Field of a .jsonl line that holds the text."""
+    """Field of a JSON line, or column of a table, that holds the text."""
     validation_fraction: float = 0.05
     """Fraction of the documents held out, chosen by a hash of each document."""
-    cache: str = "prepared"
-    """Folder where prepared token shards are kept."""
+    min_chars: int = 1
+    """Documents with fewer characters, white space around them aside, are dropped and counted."""
+    max_chars: int = 1_000_000
+    """Longer documents are cut, where a paragraph or else a line ends, and counted."""
+    dedup: bool = False
+    """Drop documents that are equal to an earlier one, character by character."""
+    bad_lines: Literal["fail", "skip"] = "fail"
+    """What happens at a corrupt line: stop and name it, or count it and go on."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
             raise HybridNormError(
-                f"data.validation_fraction: must lie in (0, 1), got {self.validation_fraction}"
+                f"validation_fraction: must lie in (0, 1), got {self.validation_fraction}"
             )
         if not 257 <= self.tokenizer_vocab_size <= 1 << 20:
             raise HybridNormError(
-                "data.tokenizer_vocab_size: must lie between 257 (bytes and end of document) "
+                "tokenizer_vocab_size: must lie between 257 (bytes and end of document) "
                 f"and 1048576, got {self.tokenizer_vocab_size}"
             )
+        for name in ("tokenizer_train_bytes", "min_chars", "max_chars"):
+            if getattr(self, name) < 1:
+                raise HybridNormError(f"{name}: must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PrepareConfig):
+    """The text and its tokenizer."""
+
+    source: str = "demo"
+    """demo (English Wikipedia summaries), or a file, folder, glob or saved dataset as
+    `hybridnorm prepare` takes them."""
+    cache: str = "prepared"
+    """Folder where the prepared source is kept."""
+    prepared: tuple[str, ...] = ()
+    """Folders made by `hybridnorm prepare`, with one tokenizer; they take the place of `source`."""
+    weights: tuple[float, ...] = ()
+    """Share of the sequences that each prepared folder gives. Empty: in proportion to their
+    tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights and len(self.weights) != len(self.prepared):
+            raise HybridNormError(
+                f"weights: {len(self.weights)} weights for {len(self.prepared)} prepared folders; "
+                "give one for each, or none"
+            )
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise HybridNormError(f"weights: must be positive, got {list(self.weights)}")

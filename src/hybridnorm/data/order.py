@@ -1,6 +1,11 @@
-"""A seekable permutation: which window comes when, without a shuffled list in memory."""
+"""Seekable orders: which window of which source comes when, without a list of them in memory."""
 
 import hashlib
+import math
+from collections.abc import Sequence
+
+_BITS = 32
+_ONE = 1 << _BITS
 
 
 class Permutation:
@@ -30,6 +35,39 @@ class Permutation:
         for key in self._keys:
             left, right = right, left ^ (_mix(right + key) & self._mask)
         return left << self._half_bits | right
+
+
+class Interleaving:
+    """An endless sequence of sources in exact proportion to their weights, without a list of it.
+
+    Source by source, the positions that are left are split in two: among the first p of them,
+    floor(p * fraction) are the source's. So the source at any position, and how many of its items
+    came before, follow from the position alone.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.fractions = [
+            min(max(round(_ONE * weight / math.fsum(weights[i:])), 1), _ONE - 1)
+            for i, weight in enumerate(weights[:-1])
+        ]
+        """Of what earlier sources leave, in units of 2^-32."""
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """The source at `position`, and how many of its items come before."""
+        for source, fraction in enumerate(self.fractions):
+            before = position * fraction >> _BITS
+            if (position + 1) * fraction >> _BITS > before:
+                return source, before
+            position -= before
+        return len(self.fractions), position
+
+    def counts(self, length: int) -> list[int]:
+        """How many of the first `length` positions each source has."""
+        found = []
+        for fraction in self.fractions:
+            found.append(length * fraction >> _BITS)
+            length -= found[-1]
+        return [*found, length]
 
 
 def _mix(x: int) -> int:

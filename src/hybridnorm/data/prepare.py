@@ -1,194 +1,244 @@
-"""Text to a folder of token shards, written once and found again by what determines it.
+"""Text to a folder of token shards, in parallel, restartable, the same whatever the workers.
 
-prepared/demo-bpe4096-1a2b3c4d/manifest.json     dtype, counts, checksums, tokenizer
+prepared/demo-bpe4096-1a2b3c4d/manifest.json     written last: dtype, counts, checksums, tokenizer
 prepared/demo-bpe4096-1a2b3c4d/train-00000.bin   token ids, little-endian, documents end to end
 prepared/demo-bpe4096-1a2b3c4d/tokenizer.json
+prepared/demo-bpe4096-1a2b3c4d/unfinished/       while it is made: the plan, and a record per unit
 """
 
-import contextlib
-import hashlib
 import itertools
-import json
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from hybridnorm.data.config import DataConfig
-from hybridnorm.data.corpus import Document, documents, is_held_out, source_files
+from hybridnorm.data.config import DataConfig, PrepareConfig
+from hybridnorm.data.documents import Tally, documents
+from hybridnorm.data.formats import lines_before
+from hybridnorm.data.inputs import Source, Unit, cut_units, find_sources, size_of
+from hybridnorm.data.manifest import (
+    MANIFEST,
+    SPLITS,
+    VERSION,
+    Prepared,
+    checksum,
+    open_prepared,
+    read_manifest,
+    report,
+    write_json,
+)
+from hybridnorm.data.plan import PLAN, WORK, claimed, make_plan, name_of
+from hybridnorm.data.pool import cores, mapped
+from hybridnorm.data.progress import PrepareProgress
+from hybridnorm.data.shards import (
+    Job,
+    Record,
+    digest_unit,
+    dtype_of,
+    read_record,
+    tokenize_unit,
+)
 from hybridnorm.data.tokenizer import (
-    BYTE,
-    JSON,
     ByteTokenizer,
-    TextTokenizer,
+    copy_tokenizer,
     load_tokenizer,
+    tokenizer_file,
     train_bpe,
 )
 from hybridnorm.errors import HybridNormError
 
-MANIFEST = "manifest.json"
-VERSION = 1
-_SHARD_TOKENS = 1 << 26
-_BATCH = 1000  # documents tokenized at once
 
-
-def prepare(config: DataConfig, *, console: Console) -> Path:
-    """The folder of the config's token shards; made if it is not there yet.
+def prepare(config: DataConfig, *, console: Console) -> Prepared:
+    """The prepared folders of a recipe; its source is prepared if it is not yet.
 
     Raises:
-        HybridNormError: a missing or corrupt source or tokenizer, no text in a split, or a cache
-            folder that cannot be written.
+        HybridNormError: a missing or corrupt source, tokenizer or prepared folder, no text in a
+            split, or a cache that cannot be written.
     """
-    folder = Path(config.cache) / _name(config)
-    if not (folder / MANIFEST).exists():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-            try:
-                _write(config, partial, console)
-                _publish(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        except OSError as error:
+    if config.prepared:
+        return open_prepared([Path(folder) for folder in config.prepared], config.weights)
+    sources = find_sources([config.source])
+    folder = Path(config.cache) / name_of(config, make_plan(sources, config))
+    known = (folder / MANIFEST).exists()
+    manifest = prepare_folder(sources, folder, config, workers=cores(), console=console)
+    if not known:
+        console.print(report(folder, manifest))
+    return open_prepared([folder])
+
+
+def prepare_folder(
+    sources: Sequence[Source], out: Path, config: PrepareConfig, *, workers: int, console: Console
+) -> dict[str, Any]:
+    """Prepare `sources` into the folder `out`, or go on where that was left off.
+
+    Returns:
+        The folder's manifest.
+
+    Raises:
+        HybridNormError: bad input, a folder that holds something else, or a disk that cannot be
+            written.
+    """
+    plan = make_plan(sources, config)
+    try:
+        with claimed(out, plan, console):
+            if not (out / MANIFEST).exists():
+                _make(sources, out, config, plan, workers, console)
+        manifest = read_manifest(out)
+    except OSError as error:
+        raise HybridNormError(
+            f"cannot write {out}: {error.strerror}; what is finished is kept, and the same command "
+            "continues"
+        ) from None
+    if config.bad_lines == "fail" and (lines := manifest["counts"]["first_corrupt"]):
+        raise _fatal(lines[0])
+    return manifest
+
+
+def _make(
+    sources: Sequence[Source],
+    out: Path,
+    config: PrepareConfig,
+    plan: dict[str, Any],
+    workers: int,
+    console: Console,
+) -> None:
+    work = out / WORK
+    work.mkdir(exist_ok=True)
+    for left in work.glob("*.part"):
+        left.unlink()
+    write_json(work / PLAN, plan)
+    try:
+        units = cut_units(sources)
+        with PrepareProgress(console) as progress:
+            duplicates = _duplicates(units, config, workers, progress)
+            jobs = [Job(*job) for job in zip(itertools.count(), units, duplicates)]
+            _save_tokenizer(out, jobs, config, progress)
+            records = _tokenize(out, jobs, config, workers, progress)
+    except HybridNormError:
+        if not any(work.glob("[0-9]*.json")):
+            shutil.rmtree(out, ignore_errors=True)  # nothing to continue
+        raise
+    write_json(out / MANIFEST, _manifest(out, plan, records))
+    shutil.rmtree(work)
+
+
+def _duplicates(
+    units: Sequence[Unit], config: PrepareConfig, workers: int, progress: PrepareProgress
+) -> list[frozenset[int]]:
+    """The places, in each unit, of documents that came before."""
+    if not config.dedup:
+        return [frozenset()] * len(units)
+    found = []
+    with mapped(partial(digest_unit, config), units, workers) as results:
+        for unit_digests, tally in progress.follow("looking for duplicates", units, results):
+            _refuse_corrupt(tally, config)
+            found.append(unit_digests)
+    repeated = np.ones(sum(map(len, found)), dtype=bool)
+    repeated[np.unique(np.concatenate(found), return_index=True)[1]] = False
+    parts = np.split(repeated, np.cumsum([len(part) for part in found])[:-1])
+    return [frozenset(np.flatnonzero(part).tolist()) for part in parts]
+
+
+def _save_tokenizer(
+    out: Path, jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgress
+) -> None:
+    if tokenizer_file(out).exists():
+        return
+    work = out / WORK
+    if config.tokenizer == "byte":
+        ByteTokenizer().save(work)
+    elif config.tokenizer == "bpe":
+        train_bpe(_sample(jobs, config, progress), config.tokenizer_vocab_size).save(work)
+    else:
+        copy_tokenizer(Path(config.tokenizer), work)
+    file = tokenizer_file(work)
+    file.rename(out / file.name)
+
+
+def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgress) -> Iterator[str]:
+    """Training documents up to the limit: the first ones of every unit, by its size."""
+    units = [job.unit for job in jobs]
+    total = sum(map(size_of, units))
+    for job in progress.follow("training the tokenizer", units, jobs):
+        left = config.tokenizer_train_bytes * size_of(job.unit) / total
+        tally = Tally()
+        for document in documents(job.unit, config, tally, job.duplicates):
+            if left <= 0:
+                break
+            if not document.held_out:
+                left -= len(document.text.encode())
+                yield document.text
+        _refuse_corrupt(tally, config)
+
+
+def _tokenize(
+    out: Path,
+    jobs: Sequence[Job],
+    config: PrepareConfig,
+    workers: int,
+    progress: PrepareProgress,
+) -> list[Record]:
+    """The record of every unit; those found intact are not made again."""
+    records = {job.number: record for job in jobs if (record := read_record(out, job.number))}
+    missing = [job for job in jobs if job.number not in records]
+    for record in records.values():
+        _refuse_corrupt(record.tally, config)
+    with mapped(partial(tokenize_unit, out, config), missing, workers) as results:
+        units = [job.unit for job in missing]
+        for job, record in zip(missing, progress.follow("tokenizing", units, results), strict=True):
+            _refuse_corrupt(record.tally, config)
+            records[job.number] = record
+    return [records[job.number] for job in jobs]
+
+
+def _refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
+    if config.bad_lines == "fail" and tally.corrupt:
+        raise _fatal(_located(tally)[0])
+
+
+def _fatal(line: str) -> HybridNormError:
+    return HybridNormError(f"{line}; bad_lines = skip passes over such lines")
+
+
+def _located(tally: Tally) -> list[str]:
+    return [
+        f"{piece.path}: line {lines_before(piece) + bad.line}: {bad.reason}"
+        for piece, bad in tally.first_corrupt
+    ]
+
+
+def _manifest(out: Path, plan: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    tally = Tally()
+    for record in records:
+        tally += record.tally
+    splits = {}
+    for name in SPLITS:
+        shards = [record.shards[name] for record in records if name in record.shards]
+        if not shards:
+            shutil.rmtree(out, ignore_errors=True)  # to go on would end here again
             raise HybridNormError(
-                f"data.cache: cannot write {folder}: {error.strerror}; set another --data.cache"
-            ) from None
-    return folder
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _name(config: DataConfig) -> str:
-    """A readable name and a hash of everything that determines the content."""
-    stats = [(str(path), path.stat()) for path in source_files(config)]
-    parts: list[Any] = [VERSION, config.tokenizer, config.tokenizer_vocab_size, config.text_field]
-    parts += [config.validation_fraction, *[(n, s.st_size, s.st_mtime_ns) for n, s in stats]]
-    kind = config.tokenizer
-    if kind not in ("bpe", "byte"):
-        load_tokenizer(Path(kind))
-        parts.append(checksum(Path(kind)))
-        kind = Path(kind).stem
-    size = config.tokenizer_vocab_size if kind == "bpe" else ""
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
-    return f"{Path(config.source).stem}-{kind}{size}-{digest}"
-
-
-def _write(config: DataConfig, folder: Path, console: Console) -> None:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("training the tokenizer" if config.tokenizer == "bpe" else "")
-        tokenizer = _tokenizer(config)
-        tokenizer.save(folder)
-        splits = {name: _Split(folder, name, tokenizer) for name in ("train", "validation")}
-        with contextlib.ExitStack() as files:
-            for split in splits.values():
-                files.callback(split.close)
-            for batch in _batched(documents(config), _BATCH):
-                ids = tokenizer.encode_batch([document.text for document in batch])
-                for document, tokens in zip(batch, ids, strict=True):
-                    held_out = is_held_out(document, config.validation_fraction)
-                    splits["validation" if held_out else "train"].add(document, tokens)
-                counts = sum(split.tokens for split in splits.values())
-                progress.update(task, description=f"tokenizing: {counts:,} tokens")
-    for split in splits.values():
-        if not split.tokens:
-            raise HybridNormError(
-                f"data.source: {config.source} leaves the {split.name} split empty; add text, or "
-                "change data.validation_fraction (documents are split as wholes)"
+                f"{out.name}: the {name} split is empty; add text, change validation_fraction, or "
+                "lower max_chars (it cuts long text files into documents)"
             )
-    file = JSON if (folder / JSON).exists() else BYTE
-    manifest = {
+        totals = {k: sum(vars(s)[k] for s in shards) for k in ("tokens", "documents", "text_bytes")}
+        files = [{k: vars(s)[k] for k in ("file", "tokens", "sha256")} for s in shards]
+        splits[name] = {**totals, "shards": files}
+    tokenizer, file = load_tokenizer(out), tokenizer_file(out)
+    return {
         "version": VERSION,
-        "dtype": splits["train"].dtype.str,
+        "dtype": dtype_of(tokenizer).str,
         "tokenizer": {
-            "file": file,
-            "sha256": checksum(folder / file),
+            "file": file.name,
+            "sha256": checksum(file),
             "vocab_size": tokenizer.vocab_size,
             "end_of_document": tokenizer.end_of_document,
         },
-        "splits": {name: split.record() for name, split in splits.items()},
+        "splits": splits,
+        "counts": {**asdict(tally), "first_corrupt": _located(tally)},
+        "plan": plan,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _tokenizer(config: DataConfig) -> TextTokenizer:
-    if config.tokenizer == "byte":
-        return ByteTokenizer()
-    if config.tokenizer != "bpe":
-        return load_tokenizer(Path(config.tokenizer))
-    texts = (
-        document.text
-        for document in documents(config)
-        if not is_held_out(document, config.validation_fraction)
-    )
-    return train_bpe(texts, config.tokenizer_vocab_size)
-
-
-@dataclass
-class _Split:
-    """The shards of one split while they are written."""
-
-    folder: Path
-    name: str
-    tokenizer: TextTokenizer
-    tokens: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-    shards: list[Path] = field(default_factory=list)
-    file: BinaryIO | None = None
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
-
-    def add(self, document: Document, tokens: list[int]) -> None:
-        if self.file is None or self.file.tell() >= _SHARD_TOKENS * self.dtype.itemsize:
-            self.close()
-            self.shards.append(self.folder / f"{self.name}-{len(self.shards):05d}.bin")
-            self.file = self.shards[-1].open("wb")
-        ids = np.array([*tokens, self.tokenizer.end_of_document], dtype=self.dtype)
-        self.file.write(ids.tobytes())
-        self.tokens += len(ids)
-        self.documents += 1
-        self.text_bytes += len(document.text.encode("utf-8", "replace"))
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "text_bytes": self.text_bytes,
-            "shards": [
-                {"file": p.name, "bytes": p.stat().st_size, "sha256": checksum(p)}
-                for p in self.shards
-            ],
-        }
-
-
-def _batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Give the complete folder its name, unless another process was faster."""
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not (folder / MANIFEST).exists():
-            raise

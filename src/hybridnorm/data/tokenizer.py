@@ -53,12 +53,18 @@ class JsonTokenizer:
     """A tokenizer.json read by the `tokenizers` library."""
 
     def __init__(self, tokenizer: Tokenizer, where: str) -> None:
+        # A file may carry the limits and padding of someone's fine-tuning; and a special token
+        # that is spelled out in a text is text.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
-        self.vocab_size: int = tokenizer.get_vocab_size()
+        # Ids may have holes, so the largest one counts.
+        self.vocab_size: int = max(tokenizer.get_vocab().values(), default=0) + 1
         known = [tokenizer.token_to_id(t) for t in (END_OF_DOCUMENT, "</s>", "<|end_of_text|>")]
         ends = [i for i in known if i is not None]
         if not ends:
-            raise HybridNormError(f"data.tokenizer: {where} has no {END_OF_DOCUMENT} token")
+            raise HybridNormError(f"tokenizer: {where} has no {END_OF_DOCUMENT} token")
         self.end_of_document: int = ends[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -96,19 +102,26 @@ def load_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         HybridNormError: the file is missing or damaged.
     """
-    if (path / BYTE).exists():
+    file = tokenizer_file(path)
+    if file.name == BYTE:
         return ByteTokenizer()
-    file = path / JSON if path.is_dir() else path
     if not file.is_file():
-        raise HybridNormError(f"data.tokenizer: {file} does not exist")
+        raise HybridNormError(f"tokenizer: {file} does not exist")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise HybridNormError(f"data.tokenizer: {file} is damaged: {error}") from None
+        raise HybridNormError(f"tokenizer: {file} is damaged: {error}") from None
     return JsonTokenizer(tokenizer, str(file))
 
 
+def tokenizer_file(path: Path) -> Path:
+    """The file that is the tokenizer of a folder, or `path` itself."""
+    if not path.is_dir():
+        return path
+    return path / (BYTE if (path / BYTE).exists() else JSON)
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer of one folder into another."""
-    name = BYTE if (source / BYTE).exists() else JSON
-    shutil.copyfile(source / name, target / name)
+    """Copy a tokenizer.json, or the tokenizer of a folder, into another folder."""
+    file = tokenizer_file(source)
+    shutil.copyfile(file, target / (BYTE if file.name == BYTE else JSON))

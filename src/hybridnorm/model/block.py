@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.layers import Attention, FeedForward, KVCache, Rope
+from hybridnorm.model.masks import Mask
 from hybridnorm.model.norms import Site
 from hybridnorm.placement.spec import BlockSpec, Sublayer
 
@@ -53,6 +54,12 @@ class Block(nn.Module):
         self.attention = Residual(attention, spec.attention, site)
         self.feed_forward = Residual(feed_forward, spec.feed_forward, site)
 
-    def forward(self, x_BTD: Tensor, rope: Rope, cache: KVCache | None = None) -> Tensor:
-        y_BTD = self.attention(x_BTD, x_BTD, rope=rope, cache=cache)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: Rope,
+        cache: KVCache | None = None,
+        mask: Mask | None = None,
+    ) -> Tensor:
+        y_BTD = self.attention(x_BTD, x_BTD, rope=rope, cache=cache, mask=mask)
         return self.feed_forward(y_BTD, x_BTD)  # type: ignore[no-any-return]

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.masks import Mask, flex
 from hybridnorm.model.norms import Site, at_least_float32
 from hybridnorm.placement.spec import AttentionSpec, FeedForwardSpec
 from hybridnorm.placement.spec import Norm as NormSpec
@@ -107,7 +109,14 @@ class Attention(nn.Module):
         self.v_norm = HeadNorm(spec.v_norm, kv_heads, self.head_dim, site)
         self.context_norm = HeadNorm(spec.context_norm, n_heads, self.head_dim, site)
 
-    def forward(self, x_BTD: Tensor, rope: Rope, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: Rope,
+        cache: KVCache | None = None,
+        mask: Mask | None = None,
+    ) -> Tensor:
+        """The stream `(batch, seq, d_model)` to what attention adds; without `mask` causal."""
         q_BTHK = self.q_norm(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
         k_BTGK = self.k_norm(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
         v_BTGK = self.v_norm(self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
@@ -116,14 +125,18 @@ class Attention(nn.Module):
         v_BGTK = v_BTGK.transpose(1, 2)
         if cache is not None:
             k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
-        context_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
-            k_BGTK,
-            v_BGTK,
-            # One new token sees everything cached; a prompt (cache empty before it) is causal.
-            is_causal=q_BHTK.shape[2] > 1,
-            enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
-        )
+        if isinstance(mask, BlockMask):
+            context_BHTK = flex(q_BHTK, k_BGTK, v_BGTK, mask)
+        else:
+            context_BHTK = F.scaled_dot_product_attention(
+                q_BHTK,
+                k_BGTK,
+                v_BGTK,
+                attn_mask=mask,
+                # One new token sees everything cached; a prompt (empty cache) is causal.
+                is_causal=mask is None and q_BHTK.shape[2] > 1,
+                enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
+            )
         context_BTHK = self.context_norm(context_BHTK.transpose(1, 2))
         return self.o_proj(context_BTHK.flatten(2))  # type: ignore[no-any-return]
 

@@ -1,17 +1,29 @@
 """The decoder-only transformer."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.initialization import initialize
 from hybridnorm.model.layers import KVCache, Linear, rope
-from hybridnorm.model.norms import Site
+from hybridnorm.model.masks import document_mask
+from hybridnorm.model.norms import Site, at_least_float32
 from hybridnorm.placement import Placement, registry
+
+
+class Losses(NamedTuple):
+    """Means over the targets."""
+
+    cross_entropy: Tensor
+    """In nats."""
+    z: Tensor
+    """Squared log-partition function of the logits, log(sum(exp(logits)))^2 (PaLM, section 5)."""
 
 
 class Transformer(nn.Module):
@@ -56,32 +68,56 @@ class Transformer(nn.Module):
         if not self.embedding.weight.is_meta:
             initialize(self, seed)
 
-    def forward(self, input_ids: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        caches: Sequence[KVCache] | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Token ids `(batch, seq)` to logits `(batch, seq, vocab_size)`.
 
-        With `caches` (one per block, see `kv_caches`) the ids continue the cached text.
+        Args:
+            caches: one per block (`kv_caches`); the ids continue the cached text.
+            documents: which document each token belongs to, `(batch, seq)`; tokens then attend
+                to their own document only.
         """
-        hidden_BTD = self.hidden(input_ids, caches)
+        hidden_BTD = self.hidden(input_ids, caches, documents)
         return F.linear(hidden_BTD, self.head_weight().to(hidden_BTD.dtype))
 
-    def hidden(self, input_ids: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def hidden(
+        self,
+        input_ids: Tensor,
+        caches: Sequence[KVCache] | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Token ids `(batch, seq)` to what the head reads, `(batch, seq, d_model)`."""
         start = caches[0].length if caches else 0
         positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         rope_ = rope(positions, self.config.head_dim, self.config.rope_theta)
+        mask = None if documents is None else document_mask(documents)
         x_BTD = self.embedding(input_ids).to(self.dtype)
         x_BTD = self.embed_norm(self.embed_scale(x_BTD))
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rope_, caches[layer] if caches else None)
+            x_BTD = block(x_BTD, rope_, caches[layer] if caches else None, mask)
         return self.final_norm(x_BTD)  # type: ignore[no-any-return]
 
-    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of `targets` `(batch, seq)`, -100 where there is none."""
-        return F.cross_entropy(self(input_ids).flatten(0, 1).float(), targets.flatten())
+        return _cross_entropy(self(input_ids, documents=documents), targets)
+
+    def losses(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Losses:
+        """`loss`, and beside it what a z-loss weighs."""
+        logits_BTV = self(input_ids, documents=documents)
+        squares_BT = at_least_float32(logits_BTV).logsumexp(-1).square()
+        counted_BT = targets != -100
+        z = squares_BT.where(counted_BT, 0.0).sum() / counted_BT.sum()
+        return Losses(_cross_entropy(logits_BTV, targets), z)
 
     def head_weight(self) -> Tensor:
         """The output matrix `(vocab_size, d_model)`, without the rows that pad the vocabulary."""
         weight = self.embedding.weight if self.head is None else self.head.weight
+        if isinstance(weight, DTensor):  # the same on every tensor-parallel rank
+            weight = weight.to_local()
         return weight[: self.config.vocab_size]
 
     def kv_caches(self, max_len: int) -> list[KVCache]:
@@ -91,3 +127,11 @@ class Transformer(nn.Module):
     def num_parameters(self) -> int:
         """Parameters, tied ones counted once, padding rows included."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """The mean is taken in float64: in float32 it depends on how a batch is split (1e-6)."""
+    logits = at_least_float32(logits_BTV).flatten(0, 1)
+    per_token = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
+    precise = per_token if per_token.device.type == "mps" else per_token.double()
+    return precise.sum() / (targets_BT != -100).sum()

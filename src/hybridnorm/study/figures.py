@@ -130,4 +130,7 @@ def _evaluation(column: str) -> Callable[[Result], tuple[Series, Series]]:
 
 
 def _columns(rows: Sequence[Row], column: str) -> tuple[Series, Series]:
-    return np.array([float(r["tokens"]) for r in rows]), np.array([float(r[column]) for r in rows])
+    known = [row for row in rows if row[column] is not None]  # a skipped step has no loss
+    return np.array([float(r["tokens"]) for r in known]), np.array(
+        [float(r[column]) for r in known]
+    )

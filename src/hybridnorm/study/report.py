@@ -133,7 +133,7 @@ def _conditions(study: Study, folder: Path) -> list[str]:
     lines = [
         f"Varied: {varied}. Everything else is the same in all runs: {tokens:,} tokens "
         f"({recipe.train.steps:,} steps of {recipe.train.batch_size} × {recipe.train.seq_len}) of "
-        f"corpus {recipe.data.source!r}."
+        f"corpus {', '.join(recipe.data.prepared) or recipe.data.source!r}."
     ]
     if recipe.model.init == "published":
         names = [str(v) for v in study.grid.get("model.placement", [recipe.model.placement])]

@@ -3,8 +3,9 @@
     checkpoints/step-00000100/*.safetensors    weights and optimizer state; no pickle anywhere
     checkpoints/step-00000100/checkpoint.json  step, what the run was, a checksum per file
 
-A checkpoint is written under a temporary name, flushed to the disk, and renamed; a kill at any
-moment leaves the previous one untouched.
+Every rank writes what it holds, under a temporary name; then the files are flushed to the disk and
+the folder is renamed. A kill at any moment leaves the previous checkpoint untouched. Any number of
+ranks, in any layout, reads what another wrote.
 """
 
 import hashlib
@@ -13,11 +14,11 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -29,36 +30,58 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.train.combined import Optimizers
+from hybridnorm.train.optimizer_state import optimizer_state
+from hybridnorm.train.retention import FOLDER, META, clear_partial, partial_path, prune
+from hybridnorm.train.world import World
 
-FOLDER = "checkpoints"
-META = "checkpoint.json"
+State = dict[str, Tensor]
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+def training_state(model: nn.Module, optimizer: Optimizers | None) -> State:
     """The tensors to save or to load into: weights, and optimizer state by parameter name."""
-    state: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-    if optimizer is not None:
-        for name, parameter in model.named_parameters():
-            for key, value in optimizer.state[parameter].items():
-                state[f"optimizer.{name}.{key}"] = value
-    return state
+    weights = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+    return {**weights, **(optimizer_state(model, optimizer) if optimizer else {})}
 
 
-def materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Create the optimizer's state without changing a weight, so that it can be loaded into."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+class CheckpointWriter:
+    """Writes the checkpoints of a run, in the background if asked, and drops superseded ones."""
+
+    def __init__(
+        self, run_dir: Path, world: World, *, keep: int, keep_every: int | None, background: bool
+    ) -> None:
+        self.run_dir, self.keep, self.keep_every = run_dir, keep, keep_every
+        self.world = world.with_own_group() if background else world
+        self._thread = ThreadPoolExecutor(1) if background else None
+        self._pending: Future[None] | None = None
+        world.on_main(lambda: clear_partial(run_dir))
+
+    def write(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        """Save `state` as it is now; a background write copies it first.
+
+        Raises:
+            HybridNormError: this or the previous checkpoint cannot be written.
+        """
+        self.finish()
+        if self._thread is None:
+            self._write(step, state, meta)
+        else:
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+            self._pending = self._thread.submit(self._write, step, copies, meta)
+
+    def finish(self) -> None:
+        """Wait for the background write; raises what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        save_checkpoint(self.run_dir, step, state, meta, self.world)
+        self.world.on_main(lambda: prune(self.run_dir, self.keep, self.keep_every))
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, state: dict[str, Tensor], meta: dict[str, Any]
+    run_dir: Path, step: int, state: State, meta: dict[str, Any], world: World
 ) -> Path:
     """Write `state` and `meta` as the checkpoint of `step`; complete or absent.
 
@@ -66,21 +89,39 @@ def save_checkpoint(
         HybridNormError: the disk is full or not writable; earlier checkpoints are intact.
     """
     target = run_dir / FOLDER / f"step-{step:08d}"
-    partial = target.with_name(f".partial-{target.name}")
-    try:
+    partial = partial_path(target)
+
+    def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with _quiet_single_process():
-            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            save(state, storage_writer=writer, no_dist=True)
-        checksums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
-        record = {**meta, "step": step, "files": checksums}
-        (partial / META).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        for path in partial.iterdir():
+
+    def flush() -> dict[str, str]:
+        mine = sorted(partial.iterdir())[world.rank :: world.size]
+        for path in mine:
             _flush(path)
+        return {path.name: checksum(path) for path in mine}
+
+    def publish(checksums: list[dict[str, str]]) -> None:
+        files = {name: digest for part in checksums for name, digest in part.items()}
+        record = {**meta, "step": step, "files": dict(sorted(files.items()))}
+        (partial / META).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _flush(partial / META)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _flush(target.parent)
+
+    try:
+        world.on_main(begin)
+        with _quiet_single_process():
+            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+            save(
+                state,
+                storage_writer=writer,
+                process_group=world.group,
+                no_dist=world.mesh is None,
+            )
+        checksums = world.gather(flush)
+        world.on_main(lambda: publish(checksums))
     except (OSError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise HybridNormError(
@@ -88,11 +129,6 @@ def save_checkpoint(
             "earlier checkpoints are intact: make room and continue with --resume"
         ) from None
     return target
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted((run_dir / FOLDER).glob("step-*"))
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
@@ -104,9 +140,9 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / META
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, checksum in meta["files"].items():
+        for name, digest in meta["files"].items():
             path = checkpoint / name
-            if _checksum(path) != checksum:
+            if checksum(path) != digest:
                 raise HybridNormError(f"checkpoint: {path} is damaged (wrong checksum)")
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, HybridNormError):
@@ -115,77 +151,30 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     return meta
 
 
-def load_checkpoint(checkpoint: Path, state: dict[str, Tensor]) -> None:
-    """Fill the tensors of `state` in place, resharding where the layout differs."""
-    with _quiet_single_process():
-        load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
-
-
-def latest_valid(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest undamaged checkpoint, its meta, and a line for each damaged one passed over.
+def load_checkpoint(checkpoint: Path, state: State, world: World | None = None) -> None:
+    """Fill the tensors of `state` in place, resharding where the layout differs.
 
     Raises:
-        HybridNormError: there is none.
+        HybridNormError: the checkpoint holds other tensors, or of other shapes.
     """
-    problems: list[str] = []
-    for checkpoint in reversed(list_checkpoints(run_dir)):
-        try:
-            return checkpoint, read_meta(checkpoint), problems
-        except HybridNormError as error:
-            problems.append(str(error))
-    why = "; ".join(problems) or "it has none"
-    raise HybridNormError(f"{run_dir}: no checkpoint to load: {why}")
-
-
-def choose_checkpoint(run_dir: Path, which: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint called `which`: "last", "best" (lowest held-out loss) or a step number.
-
-    Raises:
-        HybridNormError: there is no such checkpoint, or it is damaged.
-    """
-    if which == "last":
-        return latest_valid(run_dir)[:2]
-    if which == "best":
-        path = best_checkpoint(run_dir)
-    else:
-        path = next((p for p in list_checkpoints(run_dir) if _step(p) == which), None)
-    if path is None:
-        have = ", ".join(_step(p) for p in list_checkpoints(run_dir)) or "none"
-        raise HybridNormError(f"checkpoint: {run_dir} has no checkpoint {which!r}; it has: {have}")
-    return path, read_meta(path)
-
-
-def best_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the lowest held-out loss at its step."""
-    losses = {path: _val_loss(path) for path in list_checkpoints(run_dir)}
-    known = {path: loss for path, loss in losses.items() if loss is not None}
-    return min(known, key=lambda path: known[path], default=None)
-
-
-def prune(run_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
-    kept = {best_checkpoint(run_dir), *list_checkpoints(run_dir)[-keep:]}
-    for path in list_checkpoints(run_dir):
-        if path not in kept:
-            # Renamed first: a kill in the middle of deleting leaves no half checkpoint.
-            doomed = path.with_name(f".partial-{path.name}")
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _step(checkpoint: Path) -> str:
-    return str(int(checkpoint.name.removeprefix("step-")))
-
-
-def _val_loss(checkpoint: Path) -> float | None:
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    stored = set(reader.read_metadata().state_dict_metadata)
+    if not any(name.startswith("optimizer.") for name in state):
+        stored = {name for name in stored if name.startswith("model.")}
+    if unlike := stored ^ state.keys():
+        name = min(unlike)
+        what = "has" if name in stored else "lacks"
+        raise HybridNormError(
+            f"{checkpoint}: {what} the tensor {name!r}; it is of another model or optimizer"
+        )
     try:
-        loss = json.loads((checkpoint / META).read_text(encoding="utf-8")).get("val_loss")
-    except (OSError, ValueError):
-        return None
-    return float(loss) if loss is not None else None
+        with _quiet_single_process():
+            load(state, storage_reader=reader, no_dist=world is None or world.mesh is None)
+    except CheckpointException as error:
+        raise HybridNormError(f"{checkpoint}: cannot load: {_root_cause(error)}") from None
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,10 +1,10 @@
 """The fields of a recipe as frozen dataclasses; their docstrings are the command line's help."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from hybridnorm.data.config import DataConfig
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, nearest
 from hybridnorm.model.config import ModelConfig
 
 
@@ -15,6 +15,15 @@ def _at_least(smallest: float, owner: object, section: str, *names: str) -> None
         if value is not None and not value >= smallest:
             wanted = "not be negative" if smallest == 0 else f"be at least {smallest}"
             raise HybridNormError(f"{section}{name}: must {wanted}, got {value}")
+
+
+def _unused(owner: Any, section: str, *names: str) -> None:
+    """Raise `HybridNormError` for a field that is set though what `owner.name` names ignores it."""
+    for known in fields(owner):
+        if known.name in names and getattr(owner, known.name) != known.default:
+            raise HybridNormError(
+                f"{section}{known.name}: {owner.name} does not use it; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +139,13 @@ class OptimizerConfig:
             raise HybridNormError(f"optimizer.betas: must lie in [0, 1), got {self.betas}")
         if not 0 <= self.momentum < 1:
             raise HybridNormError(f"optimizer.momentum: must lie in [0, 1), got {self.momentum}")
+        builtin = {"adamw": ("momentum", "options"), "muon": ("options",)}
+        if self.name not in builtin and "." not in self.name:
+            raise HybridNormError(
+                f"optimizer.name: unknown name {self.name!r}; {nearest(self.name, builtin)}; or "
+                "name a class by its import path, such as torch.optim.Adafactor"
+            )
+        _unused(self, "optimizer.", *builtin.get(self.name, ("betas", "eps", "momentum")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +163,7 @@ class ScheduleConfig:
     decay_tokens: int | None = None
     """wsd: tokens of the decay, rounded up to whole steps; takes the place of `decay_steps`."""
     final_lr_fraction: float = 0.1
-    """Learning rate at the last step, as a fraction of the peak."""
+    """Learning rate at the last step, as a fraction of the peak; constant stays at the peak."""
 
     def __post_init__(self) -> None:
         _at_least(0, self, "schedule.", "warmup_steps", "warmup_tokens")
@@ -156,6 +172,19 @@ class ScheduleConfig:
             raise HybridNormError(
                 f"schedule.final_lr_fraction: must lie in [0, 1], got {self.final_lr_fraction}"
             )
+        if self.name != "wsd":
+            _unused(self, "schedule.", "decay_steps", "decay_tokens")
+        if self.name == "constant":
+            _unused(self, "schedule.", "final_lr_fraction")
+
+    def decay_start(self, steps: int) -> int:
+        """The last step of a run of `steps` that has the peak learning rate."""
+        match self.name:
+            case "constant":
+                return steps
+            case "wsd":
+                return steps - (self.decay_steps or max(1, steps // 5))
+        return self.warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +203,17 @@ class Recipe:
     def __post_init__(self) -> None:
         _at_least(0, self, "", "seed")
         train, schedule = self.train, self.schedule
-        if train.tokens is not None or schedule.warmup_tokens is not None:
+        if {train.tokens, schedule.warmup_tokens, schedule.decay_tokens} != {None}:
             return  # checked once they are steps
         if schedule.warmup_steps > train.steps:
             raise HybridNormError(
                 f"schedule.warmup_steps: {schedule.warmup_steps} exceeds train.steps {train.steps}"
+            )
+        if schedule.decay_start(train.steps) < schedule.warmup_steps:
+            decay = train.steps - schedule.decay_start(train.steps)
+            raise HybridNormError(
+                f"schedule.decay_steps: {decay} and warmup_steps {schedule.warmup_steps} "
+                f"exceed train.steps {train.steps}"
             )
 
     def in_steps(self) -> "Recipe":

@@ -1,4 +1,4 @@
-"""Where a non-finite value first appears, and what to do about it."""
+"""Steps that are not finite: skipped, counted, and diagnosed when there are too many in a row."""
 
 import math
 from collections.abc import Callable
@@ -8,26 +8,59 @@ from torch import Tensor, nn
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.transformer import Transformer
+from hybridnorm.train.feed import Batch
+from hybridnorm.train.world import World
 
 
 class DivergedError(HybridNormError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot go on: step after step is not finite."""
 
 
-def first_nonfinite(model: Transformer, input_ids: Tensor) -> str:
+class SkipGuard:
+    """Counts skipped steps; `limit` of them in a row are fatal."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.total, self.in_row = limit, 0, 0
+
+    def is_fatal(self, grad_norm: float) -> bool:
+        """Take note of a step's gradient norm; whether the run of skipped steps is too long."""
+        if math.isfinite(grad_norm):
+            self.in_row = 0
+            return False
+        self.total += 1
+        self.in_row += 1
+        return self.in_row >= self.limit
+
+    def diverged(
+        self, model: Transformer, batch: Batch, step: int, loss: float, world: World
+    ) -> DivergedError:
+        """The one line that says when, where and what to do; all ranks must call it."""
+        found = world.gather(lambda: first_nonfinite(model, batch))
+        where = next((place for place in found if place), "the gradient")
+        what = "gradient is not finite" if math.isfinite(loss) else f"loss is {_word(loss)}"
+        row = f" ({self.in_row} steps in a row)" if self.in_row > 1 else ""
+        return DivergedError(
+            f"step {step}: the {what}{row}; first non-finite value in {where}. "
+            "Lower optimizer.lr, raise schedule.warmup_steps, or try model.init megatron; "
+            "none of these steps touched the weights, and the last checkpoint is intact"
+        )
+
+
+def first_nonfinite(model: Transformer, batch: Batch) -> str:
     """The first module, in the order of the forward pass, with a non-finite weight or output.
 
-    Runs the forward pass once more on `input_ids` `(batch, seq)`.
+    Runs the forward pass once more; empty if everything in it is finite.
     """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the weight {name}"
-    found: list[str] = []
+    found = [
+        f"the weight {name}"
+        for name, parameter in model.named_parameters()
+        if not torch.isfinite(_local(parameter)).all()
+    ]
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                found.append(name)
+            if isinstance(output, Tensor) and not torch.isfinite(_local(output)).all():
+                found.append(f"the output of {name}")
 
         return hook
 
@@ -35,21 +68,19 @@ def first_nonfinite(model: Transformer, input_ids: Tensor) -> str:
         module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name
     ]
     try:
-        with torch.no_grad():
-            logits = model(input_ids)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            logits = model(batch.input_ids, documents=batch.documents)
     finally:
         for handle in handles:
             handle.remove()
-    if found:
-        return f"the output of {found[0]}"
-    return "the loss" if torch.isfinite(logits).all() else "the logits"
+    if not found and not torch.isfinite(logits).all():
+        return "the logits"
+    return found[0] if found else ""
 
 
-def diverged(model: Transformer, input_ids: Tensor, step: int, loss: float) -> DivergedError:
-    """The one line that says when, where and what to do."""
-    word = "nan" if math.isnan(loss) else "infinite"
-    return DivergedError(
-        f"step {step}: the loss is {word}; first non-finite value in "
-        f"{first_nonfinite(model, input_ids)}. Lower optimizer.lr, raise schedule.warmup_steps, or "
-        "try model.init megatron; the weights and the last checkpoint are as before this step"
-    )
+def _local(tensor: Tensor) -> Tensor:
+    return getattr(tensor, "to_local", lambda: tensor)().detach()
+
+
+def _word(loss: float) -> str:
+    return "nan" if math.isnan(loss) else "infinite"

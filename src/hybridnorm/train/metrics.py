@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object per line, append-only, the truth about a run. No torch."""
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,9 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, **row: object) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        """One row; what is not finite becomes null, as JSON has no word for it."""
+        plain = {name: None if _is_nonfinite(value) else value for name, value in row.items()}
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -74,6 +77,10 @@ def read_metrics(run_dir: Path) -> Metrics:
             train[row["step"]] = row
     ordered = [[rows[step] for step in sorted(rows)] for rows in (train, evaluations)]
     return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
+
+
+def _is_nonfinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _drop_partial_line(path: Path) -> None:

@@ -1,28 +1,42 @@
-"""AdamW over the paper's decay groups."""
+"""From a recipe to an optimizer: AdamW, Muon with AdamW, or any other by import path."""
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from hybridnorm.train.combined import Optimizers
 from hybridnorm.train.config import OptimizerConfig
+from hybridnorm.train.groups import decay_groups
+from hybridnorm.train.imported import Construct, imported_optimizer
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Fused AdamW; matrices are decayed, norms and embeddings as the config says."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        decay = config.weight_decay if is_decayed(name, parameter, config) else 0.0
-        groups.setdefault(decay, []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": members, "weight_decay": decay} for decay, members in groups.items()],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
+    """The optimizer that `config` names, with one parameter group per decay group of `model`.
+
+    Raises:
+        HybridNormError: an import path that leads to no usable optimizer, or a wrong option.
+    """
+    by_optimizer: dict[str, list[dict[str, Any]]] = {}
+    for group in decay_groups(model, config):
+        members = {"params": list(group.members.values()), "weight_decay": group.weight_decay}
+        by_optimizer.setdefault(group.optimizer, []).append(members)
+    return Optimizers(_constructor(name, config)(groups) for name, groups in by_optimizer.items())
 
 
-def is_decayed(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> bool:
-    """Whether weight decay applies to the parameter called `name`."""
-    if name.startswith("embedding."):
-        return config.decay_embeddings
-    return config.decay_norms if parameter.ndim < 2 else True
+def _constructor(name: str, config: OptimizerConfig) -> Construct:
+    match name:
+        case "adamw":
+            return partial(
+                torch.optim.AdamW, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+            )
+        case "muon":
+            # Updates with the root mean square of AdamW's, so that its learning rate carries over.
+            return partial(
+                torch.optim.Muon,
+                lr=config.lr,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+    return imported_optimizer(config)

@@ -1,6 +1,5 @@
 """What people see while a model trains: a live line on a terminal, plain lines elsewhere."""
 
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -28,16 +27,10 @@ class TrainingProgress:
         )
         self._task = self._bar.add_task("starting", total=self.steps)
 
-    def __enter__(self) -> "TrainingProgress":
+    def start(self) -> None:
         self._bar.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         self._bar.stop()
 
     def train(self, row: dict[str, Any]) -> None:

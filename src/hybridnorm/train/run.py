@@ -10,53 +10,65 @@ from hybridnorm.data.prepare import prepare
 from hybridnorm.data.tokenizer import load_tokenizer
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.generate import generate
-from hybridnorm.model.initialization import initialize, scheme
+from hybridnorm.model.initialization import initialize
+from hybridnorm.model.parallelize import parallelize
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placement import Placement, placement
-from hybridnorm.train.checkpoint import list_checkpoints
 from hybridnorm.train.config import Recipe
-from hybridnorm.train.metrics import MetricsWriter
+from hybridnorm.train.groups import decay_groups, decay_table
+from hybridnorm.train.preflight import preflight
+from hybridnorm.train.report import Report
+from hybridnorm.train.retention import list_checkpoints
 from hybridnorm.train.rundir import check_run_dir, describe_run, load_run
+from hybridnorm.train.trackers import check_installed
 from hybridnorm.train.trainer import Trainer
+from hybridnorm.train.world import World, open_world
 
 
 def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
-    """Train one model into `run_dir`.
+    """Train one model into `run_dir`, on all ranks that torchrun started.
 
     Raises:
-        HybridNormError: bad input, a loss that is not finite, or a disk that cannot be written.
+        HybridNormError: bad input, too many steps that are not finite, or a disk that cannot be
+            written.
     """
-    console = Console()
     recipe = recipe.in_steps()
     check_run_dir(run_dir, resume=resume)
-    device = pick_device(recipe.train.device)
+    # What is missing should fail before any rank waits for another.
+    placement(recipe.model.placement)
+    check_installed(recipe.train.trackers)
+    with open_world(recipe.train.device, recipe.parallel) as world:
+        train_on(world, recipe, run_dir, resume=resume)
+
+
+def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
+    """`train` on ranks that are joined already; every rank calls it."""
+    console = Console(quiet=not world.is_main)
     chosen = placement(recipe.model.placement)
-    data = prepare(recipe.data, console=console)
-    recipe = with_vocabulary(recipe, data)
-    model = build_model(recipe, chosen, device)
-    trainer = Trainer(recipe, model, data, run_dir, device)
-    resuming = resume and bool(list_checkpoints(run_dir))
+    data = world.on_main(lambda: prepare(recipe.data, console=console))
+    recipe = with_vocabulary(recipe, data.tokenizer)
+    model = build_model(recipe, chosen, world)
+    trainer = Trainer(recipe, model, data, run_dir, world)
+    resuming = resume and world.on_main(lambda: bool(list_checkpoints(run_dir)))
     problems = trainer.resume() if resuming else []
-    describe_run(run_dir, recipe, chosen, data, device)
-    for problem in problems:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
-    console.print(
-        f"{run_dir}: {chosen.title or chosen.name}, "
-        f"{model.num_parameters():,} parameters, init {scheme(model.config, chosen)}, "
-        f"{recipe.train.steps:,} steps of {recipe.train.batch_size * recipe.train.seq_len:,} tokens"
-        f" on {device.type}, {recipe.train.dtype}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    metrics = MetricsWriter(run_dir)
-    try:
+    world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
+    _announce(trainer, problems, console)
+    with Report(recipe, run_dir if world.is_main else None, console) as report:
         event = "resumed" if resuming else "started"
-        metrics.write(event=event, step=trainer.step, parameters=model.num_parameters())
-        trainer.run(metrics, console)
-    finally:
-        metrics.close()
+        report.event(event, step=trainer.step, parameters=model.num_parameters())
+        trainer.run(report)
     if trainer.step < recipe.train.steps:
         console.print(f"stopped at step {trainer.step}; continue with --resume", highlight=False)
+
+
+def _announce(trainer: Trainer, problems: list[str], console: Console) -> None:
+    """What this run will do, before it does it."""
+    for problem in problems:
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
+    recipe, model, world = trainer.recipe, trainer.model, trainer.world
+    console.print(f"{trainer.run_dir} on {world.size} x {world.device}", style="bold")
+    preflight(recipe, model.placement, trainer.mix, world.size).print(console)
+    console.print(decay_table(decay_groups(model, recipe.optimizer)))
 
 
 def generate_text(
@@ -91,22 +103,6 @@ def generate_text(
     return tokenizer.decode(tokens[0].tolist())
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; auto takes CUDA where there is one.
-
-    Raises:
-        HybridNormError: no such device on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise HybridNormError(f"train.device: {name!r} is not available here; try cpu") from None
-    return device
-
-
 def with_vocabulary(recipe: Recipe, data: Path) -> Recipe:
     """The recipe with the tokenizer's vocabulary size where it names none.
 
@@ -122,14 +118,17 @@ def with_vocabulary(recipe: Recipe, data: Path) -> Recipe:
     return replace(recipe, model=replace(recipe.model, vocab_size=given or needed))
 
 
-def build_model(recipe: Recipe, placement: Placement, device: torch.device) -> Transformer:
-    """The recipe's model with its initial weights, by way of the meta device."""
+def build_model(recipe: Recipe, placement: Placement, world: World) -> Transformer:
+    """The recipe's model, laid out over the ranks, with its initial weights."""
     with torch.device("meta"):
         model = Transformer(recipe.model, placement)
-    model.to_empty(device=device)
-    initialize(model, recipe.seed)
     model.dtype = torch.bfloat16 if recipe.train.dtype == "bf16" else torch.float32
-    if recipe.train.compile:
-        for block in model.blocks:
-            block.compile()
+    parallelize(
+        model,
+        world.mesh,
+        recompute=recipe.parallel.activation_checkpointing,
+        compile_blocks=recipe.train.compile,
+    )
+    model.to_empty(device=world.device)
+    initialize(model, recipe.seed)
     return model

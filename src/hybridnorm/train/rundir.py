@@ -14,10 +14,11 @@ from hybridnorm.model.transformer import Transformer
 from hybridnorm.placement import Placement
 from hybridnorm.placement.parse import placement_from_dict, placement_to_dict
 from hybridnorm.tables import build, to_table
-from hybridnorm.train.checkpoint import choose_checkpoint, load_checkpoint, training_state
+from hybridnorm.train.checkpoint import load_checkpoint, read_meta, training_state
 from hybridnorm.train.config import Recipe
 from hybridnorm.train.environment import environment
 from hybridnorm.train.recipe import dump_recipe
+from hybridnorm.train.retention import choose_checkpoint
 
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:
@@ -74,6 +75,7 @@ def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[
             "batch_size": recipe.train.batch_size,
             "seq_len": recipe.train.seq_len,
         },
+        "optimizer": {"name": recipe.optimizer.name},
     }
 
 
@@ -84,8 +86,9 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
         ("placement", "another placement"),
         ("data", "other data"),
         ("order", "another data order"),
+        ("optimizer", "another optimizer"),
     ):
-        before, after = saved[part], now[part]
+        before, after = saved.get(part), now[part]
         if before != after:
             detail = _difference(before, after) if isinstance(before, dict) else ""
             raise HybridNormError(
@@ -105,7 +108,7 @@ def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, Path]:
     """
     if not (run_dir / "recipe.toml").exists():
         raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
-    checkpoint, meta = choose_checkpoint(run_dir, which)
+    checkpoint, meta = choose_checkpoint(run_dir, which, read_meta)
     placement = placement_from_dict(meta["placement"])
     with torch.device("meta"):
         model = Transformer(build(ModelConfig, meta["model"], "model"), placement)

@@ -1,48 +1,67 @@
 """The training loop."""
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGINT, SIGTERM, Signals, getsignal, signal
 from types import FrameType
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from hybridnorm.data.dataset import Batches, Tokens
+from hybridnorm.data.manifest import Prepared
+from hybridnorm.data.mixture import Batches, Mixture
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.train import checkpoint, guard
+from hybridnorm.train import checkpoint
+from hybridnorm.train.combined import step_unless
 from hybridnorm.train.config import Recipe
-from hybridnorm.train.metrics import MetricsWriter
+from hybridnorm.train.feed import Batch, Feed
+from hybridnorm.train.guard import SkipGuard
 from hybridnorm.train.optimizer import build_optimizer
-from hybridnorm.train.progress import TrainingProgress
+from hybridnorm.train.optimizer_state import materialize, restore
+from hybridnorm.train.report import Report
+from hybridnorm.train.retention import latest_valid
 from hybridnorm.train.rundir import check_identity, identity
 from hybridnorm.train.schedule import learning_rate
+from hybridnorm.train.speed import SpeedMeter
+from hybridnorm.train.spikes import SpikeMonitor
+from hybridnorm.train.steplog import StepLog
+from hybridnorm.train.world import World
 
 
 class Trainer:
-    """One run: the loop, its evaluations and its checkpoints.
+    """One run on one or many ranks: the loop, its evaluations and its checkpoints.
 
     Every batch, and so every step, is a pure function of (data, seed, step): a run that is killed
-    and resumed continues with the losses it would have had.
+    and resumed continues with the losses it would have had. The host runs ahead of the device and
+    waits for it only at logging steps, evaluations and checkpoints.
     """
 
     def __init__(
-        self, recipe: Recipe, model: Transformer, data: Path, run_dir: Path, device: torch.device
+        self, recipe: Recipe, model: Transformer, data: Prepared, run_dir: Path, world: World
     ) -> None:
-        self.recipe, self.config, self.run_dir, self.device = recipe, recipe.train, run_dir, device
+        self.recipe, self.config, self.run_dir, self.world = recipe, recipe.train, run_dir, world
         self.model = model
         self.optimizer = build_optimizer(model, recipe.optimizer)
         train = self.config
-        tokens = Tokens(data, "train")
-        self.batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
-        self.held_out = Tokens(data, "validation")
+        tokens = Mixture(data, "train")
+        self.mix = [
+            (part.folder.name, weight, part.n_tokens)
+            for part, weight in zip(tokens.parts, data.weights, strict=True)
+        ]
+        batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
+        self.feed = Feed(batches, world, train)
+        self.held_out = Mixture(data, "validation")
         self.identity = identity(recipe, model, tokens.fingerprint)
+        self.guard = SkipGuard(train.max_skipped_steps)
+        self.log = StepLog(world)
+        self.spikes = {name: SpikeMonitor() for name in ("loss", "grad_norm")}
+        self.speed = SpeedMeter(model.config, train.seq_len, world.device, world.size)
         self.step = 0
         self.seconds = 0.0
         self.val_loss: float | None = None
@@ -50,105 +69,149 @@ class Trainer:
 
     def resume(self) -> list[str]:
         """Load the newest undamaged checkpoint; return a line for each damaged one."""
-        path, meta, problems = checkpoint.latest_valid(self.run_dir)
+        path, meta, problems = self.world.on_main(
+            lambda: latest_valid(self.run_dir, checkpoint.read_meta)
+        )
         check_identity(meta, self.identity, path)
-        checkpoint.materialize(self.optimizer)
-        checkpoint.load_checkpoint(path, checkpoint.training_state(self.model, self.optimizer))
+        materialize(self.optimizer)
+        state = checkpoint.training_state(self.model, self.optimizer)
+        checkpoint.load_checkpoint(path, state, self.world)
+        restore(self.model, self.optimizer, state)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
+        self.guard.total, self.guard.in_row = meta["skipped_steps"]
+        self.spikes = {name: SpikeMonitor(state) for name, state in meta["spikes"].items()}
         return problems
 
-    def run(self, metrics: MetricsWriter, console: Console) -> None:
+    def run(self, report: Report) -> None:
         """Train to the last step, or until SIGINT or SIGTERM; then save.
 
         Raises:
-            DivergedError: the loss is not finite; nothing of that step reached the weights.
+            DivergedError: too many steps in a row were not finite; none of them touched a weight.
             HybridNormError: a checkpoint cannot be written.
         """
-        with TrainingProgress(self.recipe, console) as progress, self._stopping(progress):
-            saved_at = self.step
-            logged_at, clock = self.step, time.perf_counter()
-            while self.step < self.config.steps and not self.stop:
-                try:
-                    loss, grad_norm, lr = self._train_step()
-                except guard.DivergedError as error:
-                    metrics.write(event="diverged", step=self.step + 1, reason=str(error))
-                    raise
-                if self._due(self.config.log_every) or self.stop:
-                    now = time.perf_counter()
-                    row = self._row(loss, grad_norm, lr, now - clock, self.step - logged_at)
-                    metrics.write(**row)
-                    progress.train(row)
-                    logged_at, clock = self.step, now
+        writer = checkpoint.CheckpointWriter(
+            self.run_dir,
+            self.world,
+            keep=self.config.keep_checkpoints,
+            keep_every=self.config.keep_every,
+            background=self.config.async_checkpoints,
+        )
+        with self._stopping(report):
+            saved_at, stop, clock = self.step, False, time.perf_counter()
+            while self.step < self.config.steps and not stop:
+                lr = self._train_step()
+                stop = self.world.any(self.stop)
+                save = self._due(self.config.checkpoint_every)
+                if self._due(self.config.log_every) or save or stop:
+                    clock = self._report(lr, clock, report)
                 paused = time.perf_counter()
                 if self._due(self.config.eval_every):
-                    row = self._evaluate()
-                    metrics.write(**row)
-                    progress.evaluation(row)
-                if self._due(self.config.checkpoint_every):
-                    self.save()
+                    report.evaluation(self._evaluate())
+                # Among skipped steps the weights may be ruined: keep the checkpoint from before.
+                if save and not self.guard.in_row:
+                    self._save(writer)
                     saved_at = self.step
                 clock += time.perf_counter() - paused
             if saved_at != self.step:
-                self.save()
-        if self.stop and self.step < self.config.steps:
-            metrics.write(event="interrupted", step=self.step)
+                self._save(writer)
+            writer.finish()
+        if self.step < self.config.steps:
+            report.event("interrupted", step=self.step)
         else:
             speed = self.step * self._tokens_per_step() / max(self.seconds, 1e-9)
-            metrics.write(
-                event="finished",
+            report.event(
+                "finished",
                 step=self.step,
                 val_loss=self.val_loss,
                 seconds=self.seconds,
                 tokens_per_second=speed,
+                skipped_steps=self.guard.total,
+                **self._spike_scores(),
             )
 
-    def save(self) -> Path:
-        """Write a checkpoint of the current step and drop the superseded ones."""
-        state = checkpoint.training_state(self.model, self.optimizer)
-        meta = {**self.identity, "seconds": self.seconds, "val_loss": self.val_loss}
-        path = checkpoint.save_checkpoint(self.run_dir, self.step, state, meta)
-        checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
-        return path
-
-    def _train_step(self) -> tuple[float, float, float]:
-        start = time.perf_counter()
-        size = self.config.batch_size
-        micro = self.config.micro_batch_size or size
-        total = torch.zeros((), device=self.device)
-        for first in range(0, size, micro):
-            ids, targets = self._to_device(self.batches.rows(self.step, first, first + micro))
-            loss = self.model.loss(ids, targets) * (micro / size)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+    def _train_step(self) -> float:
+        """One optimizer step, skipped where the gradient is not finite; returns its rate."""
+        terms = self._backward()
         lr = learning_rate(
             self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        clip = self.recipe.optimizer.grad_clip
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip).item()
-        if not math.isfinite(total.item()) or not math.isfinite(grad_norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise guard.diverged(self.model, self._first_rows(), self.step + 1, total.item())
-        self.optimizer.step()
+        grad_norm = _clip(self.model, self.recipe.optimizer.grad_clip)
+        step_unless(self.optimizer, ~torch.isfinite(grad_norm))
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.seconds += time.perf_counter() - start
-        return total.item(), grad_norm, lr
+        self.log.add(**terms, grad_norm=grad_norm)
+        return lr
+
+    def _backward(self) -> dict[str, Tensor]:
+        """Gradients of the step's batch; its loss terms, detached."""
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(self.feed.step(self.step), start=1):
+            if isinstance(self.model, FSDPModule):
+                # Copies of the model (HSDP) exchange gradients once per step.
+                self.model.set_requires_all_reduce(index == self.feed.n_micro)
+            terms = self._terms(batch)
+            (sum(terms.values()) / self.feed.n_micro).backward()  # type: ignore[union-attr]
+            for name, term in terms.items():
+                part = term.detach() / self.feed.n_micro
+                sums[name] = sums[name] + part if name in sums else part
+        return sums
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the objective, weighted."""
+        if not self.config.z_loss:
+            return {"loss": self.model.loss(*batch)}
+        losses = self.model.losses(*batch)
+        return {"loss": losses.cross_entropy, "z_loss": self.config.z_loss * losses.z}
+
+    def _report(self, lr: float, clock: float, report: Report) -> float:
+        """Write a row of metrics about the steps since `clock`; returns the time of writing it.
+
+        Raises:
+            DivergedError: the run of skipped steps is too long.
+        """
+        steps = self.log.read()  # the host waits for the device here
+        now = time.perf_counter()
+        self.seconds += now - clock
+        first = self.step - len(steps) + 1
+        for step, numbers in enumerate(steps, start=first):
+            if self.guard.is_fatal(numbers["grad_norm"]):
+                error = self.guard.diverged(
+                    self.model, next(self.feed.step(step - 1)), step, numbers["loss"], self.world
+                )
+                report.event("diverged", step=step, reason=str(error))
+                raise error
+        for name, monitor in self.spikes.items():
+            monitor.update(numbers[name] for numbers in steps)
+        speed = len(steps) * self._tokens_per_step() / (now - clock)
+        report.train(
+            {
+                "step": self.step,
+                "tokens": self.step * self._tokens_per_step(),
+                **steps[-1],
+                "lr": lr,
+                "tokens_per_second": speed,
+                **self.speed.row(speed),
+                "seconds": self.seconds,
+                "skipped_steps": self.guard.total,
+                **self._spike_scores(),
+            }
+        )
+        return now
+
+    def _spike_scores(self) -> dict[str, float | None]:
+        return {f"{name}_spike_score": monitor.score for name, monitor in self.spikes.items()}
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Held-out loss in nats per token, its perplexity, and bits per byte of text."""
-        total, count = 0.0, 0
-        micro = self.config.micro_batch_size or self.config.batch_size
-        windows = self.held_out.windows(self.config.seq_len, self.config.eval_sequences)
-        for first in range(0, len(windows[0]), micro):
-            ids, targets = self._to_device([part[first : first + micro] for part in windows])
-            tokens = int((targets >= 0).sum())
-            total += self.model.loss(ids, targets).item() * tokens
-            count += tokens
-        loss = total / count
-        self.val_loss = loss
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        for batch, rows in self.feed.held_out(self.held_out, self.config.eval_sequences):
+            loss = self.model.loss(*batch)
+            sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
+        total, count = self.world.mean(sums).tolist()
+        loss = self.val_loss = total / count
         return {
             "step": self.step,
             "tokens": self.step * self._tokens_per_step(),
@@ -157,18 +220,16 @@ class Trainer:
             "val_bits_per_byte": loss / math.log(2) * self.held_out.tokens_per_byte,
         }
 
-    def _row(
-        self, loss: float, grad_norm: float, lr: float, seconds: float, steps: int
-    ) -> dict[str, float]:
-        return {
-            "step": self.step,
-            "tokens": self.step * self._tokens_per_step(),
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "tokens_per_second": steps * self._tokens_per_step() / seconds,
+    def _save(self, writer: checkpoint.CheckpointWriter) -> None:
+        meta: dict[str, Any] = {
+            **self.identity,
             "seconds": self.seconds,
+            "val_loss": self.val_loss,
+            "skipped_steps": (self.guard.total, self.guard.in_row),
+            "spikes": {name: monitor.state() for name, monitor in self.spikes.items()},
         }
+        state = checkpoint.training_state(self.model, self.optimizer)
+        writer.write(self.step, state, meta)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -176,29 +237,27 @@ class Trainer:
     def _tokens_per_step(self) -> int:
         return self.config.batch_size * self.config.seq_len
 
-    def _first_rows(self) -> Tensor:
-        micro = self.config.micro_batch_size or self.config.batch_size
-        return self._to_device(self.batches.rows(self.step, 0, micro))[0]
-
-    def _to_device(self, arrays: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-        ids, targets = (torch.from_numpy(part).to(self.device) for part in arrays)
-        return ids, targets
-
     @contextmanager
-    def _stopping(self, progress: TrainingProgress) -> Iterator[None]:
+    def _stopping(self, report: Report) -> Iterator[None]:
         """Turn the first SIGINT or SIGTERM into a stop after the step; a second one kills."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.stop = True
-            caught = signal.Signals(number)
-            signal.signal(caught, previous[caught])
-            progress.note(f"{caught.name}: saving after this step")
+            caught = Signals(number)
+            signal(caught, previous[caught])
+            report.note(f"{caught.name}: saving after this step")
 
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
         for number in previous:
-            signal.signal(number, handle)
+            signal(number, handle)
         try:
             yield
         finally:
             for number, handler in previous.items():
-                signal.signal(number, handler)
+                signal(number, handler)
+
+
+def _clip(model: nn.Module, limit: float) -> Tensor:
+    """Scale the gradients down to a global norm of at most `limit`; returns the norm before."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,97 @@
+"""The documents of a unit: read, cut, filtered, and counted."""
+
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hybridnorm.data.config import PrepareConfig
+from hybridnorm.data.formats import Bad, Slice
+from hybridnorm.data.inputs import FORMATS, Unit
+from hybridnorm.errors import HybridNormError
+
+_SHOWN = 5  # corrupt lines that are named
+
+
+class Document(NamedTuple):
+    """A text to tokenize."""
+
+    text: str
+    digest: bytes
+    """SHA-256 of the text: equal documents have equal ones."""
+    held_out: bool
+    """Whether it belongs to the validation split: a pure function of its key."""
+
+
+@dataclass
+class Tally:
+    """What was not taken as it was."""
+
+    duplicates: int = 0
+    near_empty: int = 0
+    over_long: int = 0
+    corrupt: int = 0
+    first_corrupt: list[tuple[Slice, Bad]] = field(default_factory=list)
+
+    def __iadd__(self, other: "Tally") -> "Tally":
+        self.duplicates += other.duplicates
+        self.near_empty += other.near_empty
+        self.over_long += other.over_long
+        self.corrupt += other.corrupt
+        self.first_corrupt = [*self.first_corrupt, *other.first_corrupt][:_SHOWN]
+        return self
+
+
+def documents(
+    unit: Unit, config: PrepareConfig, tally: Tally, duplicates: Collection[int] = ()
+) -> Iterator[Document]:
+    """The documents of a unit in order, without those whose place is in `duplicates`.
+
+    Counts into `tally` what it drops or cuts. Where corrupt lines are fatal it ends at the first.
+
+    Raises:
+        HybridNormError: an input cannot be read.
+    """
+    place = -1
+    for text, key in _texts(unit, config, tally):
+        if len(text.strip()) < config.min_chars:
+            tally.near_empty += 1
+            continue
+        place += 1
+        if place in duplicates:
+            tally.duplicates += 1
+            continue
+        digest = hashlib.sha256(text.encode()).digest()
+        side = digest if key is None else hashlib.sha256(key.encode()).digest()
+        held_out = int.from_bytes(side[:8], "little") < config.validation_fraction * 2**64
+        yield Document(text, digest, held_out)
+
+
+def _texts(unit: Unit, config: PrepareConfig, tally: Tally) -> Iterator[tuple[str, str | None]]:
+    """Every text, cut where it is too long, with the key of its whole document."""
+    for piece in unit:
+        try:
+            for found in FORMATS[piece.format].read(piece, config.text_field):
+                if isinstance(found, Bad):
+                    tally += Tally(corrupt=1, first_corrupt=[(piece, found)])
+                    if config.bad_lines == "fail":
+                        return
+                    continue
+                parts = list(cut_text(found.text, config.max_chars))
+                tally.over_long += len(parts) > 1
+                for part in parts:
+                    yield part, found.key
+        except OSError as error:
+            raise HybridNormError(f"cannot read {piece.path}: {error.strerror}") from None
+
+
+def cut_text(text: str, max_chars: int) -> Iterator[str]:
+    """Pieces of at most `max_chars` that make up `text`: whole paragraphs, else lines, if any."""
+    start = 0
+    while len(text) - start > max_chars:
+        limit = start + max_chars
+        ends = (text.rfind(mark, start, limit) + len(mark) for mark in ("\n\n", "\n"))
+        stop = next((end for end in ends if end > start + 2), limit)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]

@@ -1,0 +1,58 @@
+"""Which positions attend to which, where a sequence holds several documents."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+Mask = Tensor | BlockMask
+
+
+def document_ids(input_ids: Tensor, end_of_document: int) -> Tensor:
+    """The number of each token's document within its sequence, `(batch, seq)`.
+
+    The end-of-document token belongs to the document that it ends.
+    """
+    ends = (input_ids == end_of_document).long()
+    return ends.cumsum(-1) - ends
+
+
+def document_mask(documents_BT: Tensor) -> Mask:
+    """Causal attention within documents only.
+
+    A block mask for FlexAttention on CUDA, which skips what is masked out; elsewhere, where
+    FlexAttention has no backward pass, a boolean mask `(batch, 1, seq, seq)` for SDPA.
+    """
+    return flex_mask(documents_BT) if documents_BT.is_cuda else boolean_mask(documents_BT)
+
+
+def boolean_mask(documents_BT: Tensor) -> Tensor:
+    """True where a query (third dimension) may see a key (fourth)."""
+    same = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same.tril()[:, None]
+
+
+def flex_mask(documents_BT: Tensor) -> BlockMask:
+    """The same as a FlexAttention block mask."""
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = documents_BT[batch, query] == documents_BT[batch, key]
+        return same & (key <= query)
+
+    batch, length = documents_BT.shape
+    return create_block_mask(visible, batch, None, length, length, device=documents_BT.device)
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention of `(batch, heads, seq, head_dim)`, compiled where it trains."""
+    attend: Any = _compiled() if query.is_cuda else flex_attention
+    grouped = query.shape[1] != key.shape[1]
+    out: Tensor = attend(query, key, value, block_mask=mask, enable_gqa=grouped)
+    return out
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention)

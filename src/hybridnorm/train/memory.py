@@ -1,0 +1,123 @@
+"""An estimate of the memory a rank needs, from the recipe alone. No torch."""
+
+from dataclasses import dataclass
+
+from hybridnorm.model.flops import block_matrices, norm_width, parameter_counts
+from hybridnorm.placement import Placement
+from hybridnorm.placement.spec import AttentionSpec, BlockSpec, Sublayer, norms_of
+from hybridnorm.train.config import Recipe
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one rank at the peak of a step; what the allocator wastes is not in it."""
+
+    weights: int
+    """This rank's shard, float32."""
+    gradients: int
+    """This rank's shard, float32."""
+    optimizer: int
+    """State of this rank's shard: two values per weight, one for matrices of blocks under Muon."""
+    activations: int
+    """What the forward pass keeps for the backward pass, weights cast to bfloat16 included."""
+    working: int
+    """Logits with their gradients, or a block that is recomputed, whichever is larger; and with
+    sharded weights, the matrices that are whole meanwhile: embedding, head, and two blocks."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.working
+
+
+def memory_estimate(
+    recipe: Recipe, placement: Placement, *, shard: int = 1, micro_batch_size: int
+) -> MemoryEstimate:
+    """The estimate for eager execution; compiled blocks keep less.
+
+    Args:
+        shard: ranks that share one copy of the model (those of `parallel.tensor` not among them).
+        micro_batch_size: sequences per forward and backward pass on this rank.
+
+    Raises:
+        HybridNormError: no vocabulary size.
+    """
+    counts = parameter_counts(recipe.model, placement)
+    matrices = counts.matrices // recipe.parallel.tensor
+    ends = counts.embedding + counts.head
+    rest = ends + counts.vectors
+    per_matrix = 1 if recipe.optimizer.name == "muon" else 2
+    passes = _Passes(recipe, placement, micro_batch_size * recipe.train.seq_len)
+    gathered = _FLOAT32 * (ends + 2 * matrices // recipe.model.n_layers) if shard > 1 else 0
+    weights = _FLOAT32 * (matrices + rest) // shard
+    return MemoryEstimate(
+        weights=weights,
+        gradients=weights,
+        optimizer=_FLOAT32 * (per_matrix * matrices + 2 * rest) // shard,
+        activations=passes.kept() + passes.head(),
+        working=max(passes.logits(), passes.recomputed()) + gathered,
+    )
+
+
+class _Passes:
+    """What a forward and a backward pass over `tokens` tokens hold, in bytes."""
+
+    def __init__(self, recipe: Recipe, placement: Placement, tokens: int) -> None:
+        self.config, self.tokens, self.tensor = recipe.model, tokens, recipe.parallel.tensor
+        self.mode = recipe.parallel.activation_checkpointing
+        self.width = 2 if recipe.train.dtype == "bf16" else _FLOAT32
+        n_layers = self.config.n_layers
+        self.blocks = [self._block(placement.block(layer, n_layers)) for layer in range(n_layers)]
+
+    def kept(self) -> int:
+        """Of the blocks, until their backward pass."""
+        return sum(self.blocks) if self.mode == "none" else self.config.n_layers * self._kept()
+
+    def recomputed(self) -> int:
+        """What recomputing the largest block adds to what is kept of it."""
+        return 0 if self.mode == "none" else max(self.blocks) - self._kept()
+
+    def head(self) -> int:
+        """Of the final norm and the output matrix."""
+        d_model = self.config.d_model
+        norm = self.tokens * d_model * (_FLOAT32 + 2 * self.width)
+        return norm + self._cast(d_model * self.config.padded_vocab_size)
+
+    def logits(self) -> int:
+        """The log-probabilities, their gradient, and that of the logits, all in float32."""
+        return 3 * _FLOAT32 * self.tokens * self.config.padded_vocab_size
+
+    def _kept(self) -> int:
+        """Of one checkpointed block: its input; if selective, the results of its products, too."""
+        config = self.config
+        features = config.d_model
+        if self.mode == "selective":
+            n_up = 2 if config.activation == "swiglu" else 1
+            inner = 2 * config.d_model + 2 * config.kv_heads * config.head_dim + n_up * config.d_ff
+            features += inner // self.tensor + 2 * config.d_model
+        return self.tokens * features * self.width
+
+    def _block(self, spec: BlockSpec) -> int:
+        """Of one block that is not checkpointed."""
+        sublayers = (spec.attention, spec.feed_forward)
+        per_token = sum(self._sublayer(sublayer) for sublayer in sublayers)
+        return self.tokens * per_token + self._cast(block_matrices(self.config) // self.tensor)
+
+    def _sublayer(self, spec: Sublayer) -> int:
+        """Bytes per token: the branch's input, each norm, and what the branch itself keeps."""
+        config, width = self.config, self.width
+        scales = (spec.input_scale, spec.skip_scale, spec.branch_scale)
+        stream = width * config.d_model * (1 + sum(scale.learned != "none" for scale in scales))
+        # A norm keeps its input in float32, and its result before the gain.
+        norms = (_FLOAT32 + width) * sum(norm_width(name, config) for name in norms_of(spec))
+        if isinstance(spec, AttentionSpec):
+            features = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
+            branch = width * features + _FLOAT32 * config.n_heads
+        else:
+            branch = width * config.d_ff * (4 if config.activation == "swiglu" else 2)
+        return stream + norms + branch // self.tensor
+
+    def _cast(self, weights: int) -> int:
+        """Copies of weights in the activations' dtype."""
+        return 0 if self.width == _FLOAT32 else self.width * weights

@@ -1,0 +1,413 @@
+"""Preparation from end to end: nothing lost, the same bytes after kills and for any workers."""
+
+import hashlib
+import itertools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hybridnorm.data import inputs
+from hybridnorm.data.config import DataConfig, PrepareConfig
+from hybridnorm.data.dataset import Tokens
+from hybridnorm.data.inputs import find_sources
+from hybridnorm.data.prepare import prepare, prepare_folder
+from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer, load_tokenizer
+from hybridnorm.errors import HybridNormError
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_SMALLEST", 8000)
+    monkeypatch.setattr(inputs, "_LARGEST", 8000)
+
+
+def make(source: object, out: Path, workers: int = 1, **fields: object) -> dict[str, object]:
+    config = PrepareConfig(**{"tokenizer_vocab_size": 300, **fields})  # type: ignore[arg-type]
+    sources = find_sources([str(source)])
+    return prepare_folder(sources, out, config, workers=workers, console=QUIET)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def texts_of(folder: Path, split: str) -> list[str]:
+    tokens, tokenizer = Tokens(folder, split), load_tokenizer(folder)  # type: ignore[arg-type]
+    ids = tokens.slice(0, tokens.n_tokens)
+    pieces = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_document) + 1)[:-1]
+    return [tokenizer.decode(piece[:-1].tolist()) for piece in pieces]
+
+
+def expected(source: Path, held_out: bool) -> list[str]:
+    texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
+    hashes = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+    sides = [int.from_bytes(h, "little") / 2**64 < 0.05 for h in hashes]
+    return [text for text, side in zip(texts, sides, strict=True) if side == held_out]
+
+
+def test_nothing_is_lost_between_text_and_tokens(
+    corpus: Path, tmp_path: Path, small_units: None
+) -> None:
+    manifest = make(corpus, tmp_path / "out")
+    for split, held_out in (("train", False), ("validation", True)):
+        kept = expected(corpus / "text.jsonl", held_out)
+        assert texts_of(tmp_path / "out", split) == kept
+        record = manifest["splits"][split]  # type: ignore[index]
+        assert record["documents"] == len(kept)
+        assert record["text_bytes"] == sum(len(text.encode()) for text in kept)
+        tokens = Tokens(tmp_path / "out", split)  # type: ignore[arg-type]
+        assert tokens.tokens_per_byte == pytest.approx(tokens.n_tokens / record["text_bytes"])
+    parts = sorted((tmp_path / "out").glob("train-*.bin"))
+    whole = np.concatenate([np.fromfile(part, "<u2") for part in parts])
+    assert len(parts) > 5
+    tokens = Tokens(tmp_path / "out", "train")
+    for start, stop in itertools.combinations((0, 1, 777, 5000, len(whole)), 2):
+        assert np.array_equal(tokens.slice(start, stop), whole[start:stop])
+
+
+def test_a_special_token_in_a_text_is_text(tmp_path: Path) -> None:
+    texts = [f"say {END_OF_DOCUMENT} and {i}" for i in range(60)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    make(tmp_path / "t.jsonl", tmp_path / "out")
+    found = texts_of(tmp_path / "out", "train") + texts_of(tmp_path / "out", "validation")
+    assert sorted(found) == sorted(texts)
+
+
+@pytest.mark.parametrize("fields", [{}, {"dedup": True}, {"tokenizer": "byte"}])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    fields: dict[str, object], corpus: Path, tmp_path: Path, small_units: None
+) -> None:
+    make(corpus, tmp_path / "one", workers=1, **fields)
+    make(corpus, tmp_path / "three", workers=3, **fields)
+    one = content(tmp_path / "one")
+    assert one == content(tmp_path / "three") and len(one) > 8
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second or two of work in half a dozen units."""
+    words = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("large") / "large.jsonl"
+    with path.open("w") as file:
+        for _ in range(4000):
+            text = " ".join(f"w{n}" for n in words.zipf(1.3, 300) % 9000)
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+COMMON = ("--tokenizer-vocab-size", "400", "--tokenizer-train-bytes", "200000", "--workers", "2")
+
+
+def start(source: Path, out: Path, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hybridnorm", "prepare", str(source), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, *COMMON],
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def finish(source: Path, out: Path) -> str:
+    process = start(source, out)
+    output, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(large: Path) -> dict[str, bytes]:
+    output = finish(large, large.parent / "undisturbed")
+    assert "documents" in output and "4,000" in output
+    return content(large.parent / "undisturbed")
+
+
+def records(out: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (out / "unfinished").glob("[0-9]*.json")}
+
+
+def wait_for_records(process: subprocess.Popen[str], out: Path, number: int) -> dict[str, int]:
+    while len(found := records(out)) < number:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+def test_killed_and_started_again(
+    large: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(large, out)
+    wait_for_records(process, out, 2)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < deadline, "workers outlived the process that started them"
+        time.sleep(0.01)
+    kept = records(out)
+    assert len(kept) >= 2 and not (out / "manifest.json").exists()
+    stamps = {p: p.stat().st_mtime_ns for n in kept for p in out.glob(f"*-{Path(n).stem}.bin")}
+    broken = next(iter(out.glob("train-*.bin")))
+    broken.write_bytes(b"a half-written shard")
+    finish(large, out)
+    assert content(out) == undisturbed
+    redone = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert {path.stem[-5:] for path in redone} == {broken.stem[-5:]}
+
+
+@linux
+def test_a_killed_worker_is_one_line_and_the_same_command_continues(
+    large: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(large, out)
+    wait_for_records(process, out, 1)
+    # The first child is Python's resource tracker, the last one a worker.
+    os.kill(max(children(process.pid)), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a worker process was killed" in error
+    assert error.count("\n") == 1
+    finish(large, out)
+    assert content(out) == undisturbed
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(
+    large: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def limit() -> None:
+        # The kernel refuses to write more, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    process = start(large, out, preexec_fn=limit)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 1 and error.startswith(f"hybridnorm: cannot write {out}: ")
+    assert error.count("\n") == 1 and not (out / "manifest.json").exists()
+    finish(large, out)
+    assert content(out) == undisturbed
+
+
+def test_two_processes_at_once_prepare_once(
+    large: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    processes = [start(large, tmp_path / "out") for _ in range(2)]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sum("waiting for another process" in output for output, _ in outputs) == 1
+    assert content(tmp_path / "out") == undisturbed
+
+
+def test_duplicates_keep_the_first_occurrence(tmp_path: Path, small_units: None) -> None:
+    texts = [f"text {i % 700} " * 20 for i in np.random.default_rng(1).integers(0, 2000, 900)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, part in (("a", texts[:500]), ("b", texts[500:])):
+        lines = [json.dumps({"text": text}) for text in part]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    manifest = make(folder, tmp_path / "out", dedup=True, tokenizer="byte")
+    first = list(dict.fromkeys(texts))
+    kept = [texts_of(tmp_path / "out", split) for split in ("train", "validation")]
+    assert sorted(kept[0] + kept[1]) == sorted(first)
+    assert kept[0] == [text for text in first if text in set(kept[0])], "in the order of the input"
+    assert manifest["counts"]["duplicates"] == len(texts) - len(first)  # type: ignore[index]
+
+
+def test_a_tokenizer_learns_from_a_sample_of_every_part(
+    tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"text": f"{i:05d} " * 20}) for i in range(2000)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    seen: list[str] = []
+
+    def spy(texts: Iterator[str], size: int) -> ByteTokenizer:
+        seen.extend(texts)
+        return ByteTokenizer()
+
+    monkeypatch.setattr("hybridnorm.data.prepare.train_bpe", spy)
+    make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer_train_bytes=30_000)
+    read = sum(map(len, seen))
+    n_units = len(list((tmp_path / "out").glob("train-*.bin")))
+    assert 30_000 * 0.9 < read < 30_000 + 120 * n_units, "up to one more document of every unit"
+    assert not set(seen) & set(texts_of(tmp_path / "out", "validation"))
+    numbers = [int(text[:5]) for text in seen]
+    assert np.histogram(numbers, bins=5, range=(0, 2000))[0].min() > 20, "from everywhere"
+    seen.clear()
+    make(tmp_path / "t.jsonl", tmp_path / "all")
+    assert seen == texts_of(tmp_path / "all", "train"), "of a small input, all of it"
+
+
+@pytest.mark.parametrize("dedup", [False, True])
+@pytest.mark.parametrize("tokenizer", ["bpe", "byte"])
+def test_corrupt_lines_are_fatal_or_skipped(
+    dedup: bool, tokenizer: str, tmp_path: Path, small_units: None
+) -> None:
+    lines = [json.dumps({"text": f"document {i} " * 10}) for i in range(900)]
+    lines[500], lines[700] = "{oops", "[]"
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(lines))
+    fields = {"dedup": dedup, "tokenizer": tokenizer}
+    with pytest.raises(HybridNormError) as caught:
+        make(path, tmp_path / "out", workers=2, **fields)
+    message = f"{path}: line 501: not a JSON object; bad_lines = skip passes over such lines"
+    assert str(caught.value) == message
+    manifest = make(path, tmp_path / "out", bad_lines="skip", **fields)
+    counts = manifest["counts"]
+    assert counts["corrupt"] == 2  # type: ignore[index]
+    located = [f"{path}: line {n}: not a JSON object" for n in (501, 701)]
+    assert counts["first_corrupt"] == located  # type: ignore[index]
+    make(path, tmp_path / "fresh", bad_lines="skip", **fields)
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_what_was_skipped_is_fatal_when_asked(tmp_path: Path, small_units: None) -> None:
+    lines = [json.dumps({"text": f"document {i} " * 10}) for i in range(300)]
+    (tmp_path / "t.jsonl").write_text("\n".join(["{oops", *lines]))
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybridnorm.data.prepare._manifest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
+    with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
+        make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte")
+    make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
+    with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
+        make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte")
+
+
+def test_a_recipe_finds_what_was_prepared_and_notices_other_text(
+    corpus: Path, tmp_path: Path
+) -> None:
+    fields = {"tokenizer": "byte", "validation_fraction": 0.5, "cache": str(tmp_path / "c")}
+    own = tmp_path / "mine.jsonl"
+    lines = [f'{{"text": "document {i}"}}' for i in range(40)]
+    own.write_text("\n".join(lines))
+    mine = DataConfig(source=str(own), **fields)  # type: ignore[arg-type]
+    first = prepare(mine, console=QUIET)
+    stamp = (first.folders[0] / "manifest.json").stat().st_mtime_ns
+    assert prepare(mine, console=QUIET) == first
+    assert (first.folders[0] / "manifest.json").stat().st_mtime_ns == stamp
+    own.write_text("\n".join([*lines, '{"text": "one more"}']))
+    assert prepare(mine, console=QUIET) != first
+
+
+def test_bytes_need_no_training() -> None:
+    tokenizer = ByteTokenizer()
+    text = "naïve ∂x/∂t 🙂"
+    assert tokenizer.decode([*tokenizer.encode(text), tokenizer.end_of_document]) == text
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "message"),
+    [
+        ({}, {}, "has no .txt, .md, .jsonl"),
+        ({"a.txt": ""}, {}, "the train split is empty"),
+        ({"a.txt": " \n "}, {}, "split is empty"),
+        ({"a.jsonl": '{"text": "x"}\n{oops}\n'}, {}, "a.jsonl: line 2: not a JSON object"),
+        ({"a.jsonl": '{"body": "x"}\n'}, {}, "line 1: no field 'text' (set text_field)"),
+        ({"a.jsonl": '{"text": 3}\n'}, {}, "line 1: 'text' is not a string"),
+        ({"a.txt": b"\xff\xfe\x00"}, {}, "a.txt: line 1: not UTF-8"),
+        ({"a.json.gz": b"no gzip"}, {}, "a.json.gz: line 1: the file is corrupt from here on"),
+        ({"a.txt": "x"}, {"tokenizer": "/nowhere/tokenizer.json"}, "does not exist"),
+        ({"a.txt": "x"}, {"tokenizer": "a.txt"}, "a.txt is damaged"),
+    ],
+)
+def test_bad_text_is_named(
+    files: dict[str, str | bytes],
+    fields: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tmp_path / "text"
+    source.mkdir()
+    for name, written in files.items():
+        (source / name).write_bytes(written if isinstance(written, bytes) else written.encode())
+    monkeypatch.chdir(source)
+    config = DataConfig(
+        source=str(source), cache=str(tmp_path / "cache"), **{"tokenizer": "byte", **fields}
+    )
+    with pytest.raises(HybridNormError) as caught:
+        prepare(config, console=QUIET)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("*")), "a failed preparation leaves nothing"
+
+
+def test_an_unreadable_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.txt").write_text("text")
+    sources = find_sources([str(tmp_path / "t.txt")])
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    reader = inputs.FORMATS[".txt"]._replace(read=refuse)  # type: ignore[arg-type]
+    monkeypatch.setitem(inputs.FORMATS, ".txt", reader)
+    with pytest.raises(HybridNormError, match=r"cannot read .*t\.txt: Permission denied"):
+        config = PrepareConfig(tokenizer="byte")
+        prepare_folder(sources, tmp_path / "out", config, workers=1, console=QUIET)
+
+
+def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path) -> None:
+    make(corpus, tmp_path / "out", tokenizer="byte")
+    before = content(tmp_path / "out")
+    with pytest.raises(HybridNormError, match=r"another preparation \(other min_chars\); name"):
+        make(corpus, tmp_path / "out", tokenizer="byte", min_chars=2)
+    assert content(tmp_path / "out") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(HybridNormError, match="is not empty and not a prepared folder"):
+        make(corpus, tmp_path / "mine", tokenizer="byte")
+    assert list(content(tmp_path / "mine")) == ["thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_written(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(HybridNormError, match=r"cannot write .*file/out: Not a directory"):
+        make(corpus, tmp_path / "file" / "out", tokenizer="byte")
+
+
+def test_the_verb_names_what_is_missing(cli: object) -> None:
+    for argv, message in (
+        (["prepare", "demo"], "--out"),
+        (["prepare", "--out", "x"], "name demo, a file, a folder or a glob"),
+        (["prepare", "demo", "--out", "x", "--workers", "0"], "workers: must be at least 1"),
+        (["prepare", "demo", "--out", "x", "--max-chars", "0"], "max_chars: must be at least 1"),
+    ):
+        result = cli(*argv)  # type: ignore[operator]
+        assert result.returncode == 1 and message in result.stderr
+        assert result.stderr.count("\n") == 1

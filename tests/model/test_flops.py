@@ -1,0 +1,59 @@
+"""Counts from the configuration against real models and PyTorch's own counters."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybridnorm.model.config import PRESETS, ModelConfig
+from hybridnorm.model.flops import flops_per_token, parameter_counts
+from hybridnorm.model.transformer import Transformer
+from hybridnorm.placement import placement, strategies
+
+SMALL = ModelConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=80, vocab_size=100)
+SHAPES = {
+    "grouped": SMALL,
+    "all heads": replace(SMALL, n_kv_heads=None),
+    "one kv head": replace(SMALL, n_kv_heads=1),
+    "gelu": replace(SMALL, activation="gelu"),
+    "untied": replace(SMALL, tie_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", ["pre-norm", "hybridnorm-star", "subln"])
+def test_flops_are_those_pytorch_counts(config: ModelConfig, name: str) -> None:
+    model = Transformer(config, placement(name))
+    ids = torch.randint(config.vocab_size or 0, (2, 24))
+    # The math kernel's products are counted; it computes the whole square, as the convention does.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.loss(ids, ids).backward()
+    assert counter.get_total_flops() == flops_per_token(config, 24) * ids.numel()
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", [*strategies(), "qkvc-pre"])
+def test_parameters_are_those_of_the_model(config: ModelConfig, name: str) -> None:
+    with torch.device("meta"):
+        model = Transformer(config, placement(name))
+    counts = parameter_counts(config, placement(name))
+    by_kind = {
+        "embedding": lambda name, ndim: name.startswith("embedding."),
+        "head": lambda name, ndim: name.startswith("head."),
+        "matrices": lambda name, ndim: name.startswith("blocks.") and ndim == 2,
+        "vectors": lambda name, ndim: ndim == 1,
+    }
+    for kind, belongs in by_kind.items():
+        members = [p for n, p in model.named_parameters() if belongs(n, p.ndim)]
+        assert getattr(counts, kind) == sum(p.numel() for p in members)
+    assert counts.total == model.num_parameters()
+
+
+def test_published_sizes() -> None:
+    """Paper, Table 9, as recomputed with the padded vocabulary."""
+    published = {"151M": 151.4, "285M": 285.2, "550M": 550.5, "543M-deep": 543.7, "1.2B": 1277}
+    for name, millions in published.items():
+        counts = parameter_counts(PRESETS[name], placement("hybridnorm"))
+        assert counts.total / 1e6 == pytest.approx(millions, rel=5e-4)

@@ -1,0 +1,97 @@
+"""Steps whose gradient is not finite, in the loop itself."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from hybridnorm.data.prepare import prepare
+from hybridnorm.placement import placement
+from hybridnorm.train.config import Recipe
+from hybridnorm.train.feed import Batch
+from hybridnorm.train.guard import first_nonfinite
+from hybridnorm.train.metrics import read_metrics
+from hybridnorm.train.recipe import load_recipe
+from hybridnorm.train.report import Report
+from hybridnorm.train.run import build_model, with_vocabulary
+from hybridnorm.train.trainer import Trainer
+from hybridnorm.train.world import World
+
+ALONE = World(torch.device("cpu"))
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def recipe(corpus: Path) -> Recipe:
+    fields = {
+        "data.source": str(corpus),
+        "data.tokenizer": "byte",
+        "data.cache": str(corpus / "prepared"),
+        "model.d_model": 32,
+        "model.n_layers": 2,
+        "model.d_ff": 64,
+        "train.steps": 8,
+        "train.batch_size": 4,
+        "train.seq_len": 32,
+        "train.log_every": 3,
+        "schedule.warmup_steps": 2,
+    }
+    return load_recipe("demo", fields)
+
+
+def make_trainer(recipe: Recipe, run_dir: Path) -> Trainer:
+    data = prepare(recipe.data, console=QUIET)
+    whole = with_vocabulary(recipe, data.tokenizer)
+    model = build_model(whole, placement(whole.model.placement), ALONE)
+    run_dir.mkdir()
+    return Trainer(whole, model, data, run_dir, ALONE)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_touches_nothing(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    trainer = make_trainer(recipe, tmp_path / "run")
+    before: list[dict[str, torch.Tensor]] = []
+    loss = trainer.model.loss
+
+    def poisoned(*batch: torch.Tensor) -> torch.Tensor:
+        before.append(weights(trainer))
+        return loss(*batch) * (float("nan") if len(before) == 4 else 1.0)
+
+    trainer.model.loss = poisoned  # type: ignore[method-assign]
+    with Report(trainer.recipe, tmp_path / "run", QUIET) as report:
+        trainer.run(report)
+    changed = [
+        any(not torch.equal(after[name], earlier[name]) for name in earlier)
+        for earlier, after in itertools.pairwise(before[:8])
+    ]
+    assert changed == [True, True, True, False, True, True, True]
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics.events[-1]["skipped_steps"] == 1
+    assert [row["skipped_steps"] for row in metrics.train] == [0, 1, 1]
+    assert trainer.guard.in_row == 0
+
+
+@pytest.mark.parametrize("where", ["weight", "output", "nowhere"])
+def test_the_first_place_in_the_forward_pass_is_named(
+    where: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    trainer = make_trainer(recipe, tmp_path / "run")
+    batch: Batch = next(trainer.feed.step(0))
+    block = trainer.model.blocks[1]
+    if where == "weight":
+        block.feed_forward.branch.up_proj.weight.data[0, 0] = float("inf")
+        expected = "the weight blocks.1.feed_forward.branch.up_proj.weight"
+    elif where == "output":
+        down = block.feed_forward.branch.down_proj
+        down.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+        expected = "the output of blocks.1.feed_forward.branch.down_proj"
+    else:
+        expected = ""
+    assert first_nonfinite(trainer.model, batch) == expected
