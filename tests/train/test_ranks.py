@@ -102,6 +102,17 @@ def test_any_layout_starts_and_trains_alike(layout: str, trained: Callable[[str]
         assert held_out(found / name) == close_to(held_out(expected / name)), name
 
 
+@pytest.mark.slow
+def test_compiled_bfloat16_on_two_ranks_stays_near_float32(
+    trained: Callable[[str], Path], recipe: Path, tmp_path: Path
+) -> None:
+    fields = ('train.dtype="bf16"', "train.compile=true")
+    launch(2, tmp_path, recipe, *fields)
+    for name in PLACEMENTS:
+        expected = losses(trained("one process") / name)
+        assert losses(tmp_path / name) == pytest.approx(expected, abs=0.03, rel=0), name
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
