@@ -135,7 +135,7 @@ class Attention(nn.Module):
                 k_BGTK,
                 v_BGTK,
                 attn_mask=mask,
-                # One new token sees everything cached; a prompt (empty cache) is causal.
+                # One new token sees everything cached.
                 is_causal=mask is None and q_BHTK.shape[2] > 1,
                 enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
             )

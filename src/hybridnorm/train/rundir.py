@@ -90,7 +90,7 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
     ):
         before, after = saved.get(part), now[part]
         if part == "placement":
-            before, after = _function(before), _function(after)
+            before, after = _function(saved[part]), _function(now[part])
         if before != after:
             detail = _difference(before, after) if isinstance(before, dict) else ""
             raise HybridNormError(
