@@ -197,16 +197,28 @@ def test_the_special_config_is_a_literal_never_code() -> None:
         2: {"ffn_norm": False},
         3: {"ffn_norm": False},
     }
-    for bad in ("_{0:__import__('os')}_", "_{0:", "_[1]_", "_{0:3}_"):
+    assert special_config("_None_") == special_config(None) == {}
+    for bad in ("_{0:__import__('os')}_", "_{0:", "_[1]_", "_{0:3}_", "(" * 5000):
         with pytest.raises(HybridNormError, match="norm_pos_special_config"):
             special_config(bad)
     with pytest.raises(HybridNormError, match="unknown switch 'attn_nrm'"):
         special_config("_{0:{'attn_nrm':True}}_")
 
 
+@pytest.mark.parametrize("name", ["context_norm", "ctx_norm", "cnorm", "norm_c"])
+def test_the_context_norm_may_have_any_name(name: str) -> None:
+    config, weights = random_case(1)
+    ours = from_official(config, weights).state_dict()
+    renamed = {n.replace("c_norm", name): weight for n, weight in weights.items()}
+    assert renamed.keys() != weights.keys()
+    for key, weight in from_official(config, renamed).state_dict().items():
+        assert torch.equal(weight, ours[key])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"d_model": None}, "missing 'd_model'"),
         ({"alibi": True}, "alibi=True"),
         ({"include_bias": True}, "include_bias"),
         ({"block_type": "llama"}, "block_type='llama'"),

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -57,11 +58,14 @@ def test_the_papers_parameter_counts(preset: str, millions: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["pre-norm", "hybridnorm-star", "olmo2", "qkvc-post", "b2t"])
-def test_the_cache_gives_the_same_logits_token_by_token(name: str) -> None:
+@pytest.mark.parametrize("ends", [(5, *range(6, 25)), (1, 2, 9, 10, 24), (23, 24)], ids=len)
+def test_the_cache_gives_the_same_logits_however_the_text_is_cut(
+    name: str, ends: tuple[int, ...]
+) -> None:
     model = Transformer(replace(CONFIG, placement=name))
     whole = model(IDS)
     caches = model.kv_caches(24)
-    parts = [model(IDS[:, :5], caches)] + [model(IDS[:, i : i + 1], caches) for i in range(5, 24)]
+    parts = [model(IDS[:, a:b], caches) for a, b in itertools.pairwise((0, *ends))]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -75,11 +79,20 @@ def test_greedy_generation_takes_the_likeliest_token() -> None:
     assert torch.equal(generate(model, IDS[:, :4], 6, top_p=1e-9), tokens)
 
 
+def test_a_sequence_that_has_ended_stays_ended() -> None:
+    model = Transformer(CONFIG)
+    ids = generate(model, IDS[:, :2].repeat(4, 1), 60, temperature=3.0, end_of_document=7)
+    assert ids.shape[1] > 10
+    for row in ids[:, 2:].tolist():
+        end = row.index(7) if 7 in row else len(row)
+        assert set(row[end:]) <= {7}
+
+
 def test_padding_rows_of_the_vocabulary_get_no_probability() -> None:
     model = Transformer(CONFIG)
     assert model.embedding.weight.shape == (128, 32) and model(IDS).shape == (2, 24, 50)
     expected = F.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten())
-    torch.testing.assert_close(model.loss(IDS, IDS), expected)
+    torch.testing.assert_close(model.loss(IDS, IDS).float(), expected)
 
 
 @pytest.mark.parametrize(

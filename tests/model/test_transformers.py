@@ -12,8 +12,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.layers import rope
 from hybridnorm.model.transformer import Transformer
 
 SHAPE = {
@@ -81,3 +83,12 @@ def test_logits_and_gradients_agree(
     for name, parameter in ours.named_parameters():
         gap = (parameter.grad - renamed[name].grad).norm() / renamed[name].grad.norm()
         assert gap < 1e-5, name
+
+
+def test_far_positions_are_rotated_by_the_very_same_angles() -> None:
+    config = LlamaConfig(**SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    positions = torch.arange(8192)
+    theirs = LlamaRotaryEmbedding(config)(torch.empty(()), positions[None])
+    ours = rope(positions, config.head_dim, 5e5)
+    assert torch.equal(ours.cos, theirs[0][0])
+    assert torch.equal(ours.sin, theirs[1][0])

@@ -1,7 +1,9 @@
 import csv
 import math
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hybridnorm.study.plan import load_study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import arms, read_results
 from hybridnorm.study.statistics import compare, t95
-from hybridnorm.train.metrics import MetricsWriter
+from hybridnorm.train.metrics import MetricsWriter, read_metrics
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = """
@@ -26,6 +28,22 @@ baseline = "pre-norm"
 "optimizer.lr" = [1e-3, 1e-2]
 seed = [0, 1, 2]
 """
+MINI = """
+[set]
+"data.source" = "{corpus}"
+"data.tokenizer" = "byte"
+"data.cache" = "{corpus}/prepared"
+"model.d_model" = 32
+"model.d_ff" = 64
+"model.n_layers" = 2
+"train.steps" = 6
+"train.batch_size" = 2
+"train.seq_len" = 32
+"train.eval_every" = 300
+"train.eval_sequences" = 4
+"train.log_every" = 1
+"schedule.warmup_steps" = 1
+"""
 
 
 def test_a_grid_is_every_combination(tmp_path: Path) -> None:
@@ -37,6 +55,20 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     assert {run.recipe.seed for run in study.runs} == {5, 6}
     assert all(run.recipe.model.d_ff == 64 for run in study.runs)
     assert all(run.recipe.train.steps == 200 for run in study.runs)
+    with pytest.raises(HybridNormError, match=r"grid\.seed: expected a non-empty array"):
+        load_study(path, {"seed": []})
+
+
+def test_a_placement_beside_the_recipe_is_found_wherever_the_study_runs(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('title = "Of my own"\n[attention]\ninput_norm = "rms"')
+    (tmp_path / "r.toml").write_text("")
+    path = tmp_path / "s.toml"
+    path.write_text(f'recipe = "{tmp_path}/r.toml"\n[grid]\n"model.placement" = ["mine.toml"]')
+    study = load_study(path)
+    assert {name: found.title for name, found in study.placements.items()} == {
+        "mine.toml": "Of my own"
+    }
+    assert "Of my own" in write_report(study, tmp_path, read_results(study, tmp_path)).read_text()
 
 
 @pytest.mark.parametrize(
@@ -52,6 +84,9 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ("x = 1\n[grid]\nseed = [0]", "x: unknown field"),
         ('recipe = "dmeo"\ncompare = "seed"\n[grid]\nseed = [0]', "did you mean 'demo'"),
         ('compare = "seed"', "grid: a study needs a"),
+        ('set = 3\ncompare = "seed"\n[grid]\nseed = [0]', "set: expected a table"),
+        ('compare = "seed"\n[grid]\nseed = [0]\n"model.n_heads.x" = [1]', "n_heads has none"),
+        ('compare = "seed"\n[grid]\nseed = [0, 1, 0]', "two runs would be called 'seed0'"),
     ],
 )
 def test_broken_studies_name_the_field(text: str, message: str, tmp_path: Path) -> None:
@@ -153,26 +188,33 @@ def test_each_arm_at_its_own_best_and_nothing_is_dropped(tmp_path: Path) -> None
     assert "http" not in resources and "<script" not in page
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_study_leaves_no_run_behind_and_continues(
+    number: signal.Signals, cli: Cli, corpus: Path, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "mini.toml", tmp_path / "out"
+    path.write_text(MINI.format(corpus=corpus) + '[grid]\n"model.placement" = ["pre-norm"]')
+    args = ["study", str(path), "--dir", str(folder), "--jobs", "2", "--train.steps", "150"]
+    study = subprocess.Popen([sys.executable, "-m", "hybridnorm", *args])
+    run_dir = folder / "runs" / "pre-norm"
+    while not (run_dir / "metrics.jsonl").exists() or not read_metrics(run_dir).train:
+        assert study.poll() is None
+        time.sleep(0.01)
+    study.send_signal(number)
+    assert study.wait(timeout=60) == 130
+    assert read_metrics(run_dir).status == "interrupted"
+    assert cli(*args).returncode == 0
+    events = [event["event"] for event in read_metrics(run_dir).events]
+    assert events == ["started", "interrupted", "resumed", "finished"]
+
+
 def test_a_study_runs_skips_what_is_done_and_survives_a_crash(
     cli: Cli, corpus: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "mini.toml"
     path.write_text(
-        f"""
-compare = "model.placement"
-[set]
-"data.source" = "{corpus}"
-"data.tokenizer" = "byte"
-"data.cache" = "{corpus / "prepared"}"
-"model.d_model" = 32
-"model.d_ff" = 64
-"model.n_layers" = 2
-"train.steps" = 6
-"train.batch_size" = 2
-"train.eval_every" = 3
-"train.eval_sequences" = 4
-"schedule.warmup_steps" = 1
-[grid]
+        MINI.format(corpus=corpus)
+        + """[grid]
 "model.placement" = ["pre-norm", "hybridnorm"]
 "train.seq_len" = [32, 1000000]
 """

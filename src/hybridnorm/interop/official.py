@@ -39,6 +39,7 @@ _SWITCHES = {
 }
 _SHORT = {"attn_residual": "attn_residual_after_norm", "ffn_residual": "ffn_residual_after_norm"}
 _SHORT |= {f"{part}_norm": f"use_{part}_norm" for part in ("query", "key", "value", "context")}
+_REQUIRED = ("d_model", "n_heads", "n_layers", "vocab_size")
 # What a configuration may not ask for, with the value that means "not asked for".
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "alibi": (False, None),
@@ -51,7 +52,8 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "activation_type": ("swiglu", "gelu"),
     "layer_norm_type": ("rms", "default", "low_precision"),
 }
-_INNER = {"q_norm": "q_norm", "k_norm": "k_norm", "v_norm": "v_norm"}
+_INNER = ("q_norm", "k_norm", "v_norm")
+_PARTS = {"att_proj", "attn_out", "ff_proj", "ff_out", "attn_norm", "ff_norm", *_INNER}
 
 
 def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Transformer:
@@ -67,10 +69,10 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
             shaped tensor; it is named.
     """
     theirs = {name.removeprefix("transformer."): value for name, value in state_dict.items()}
-    n_layers = int(config["n_layers"])
-    placement = _placement(config, n_layers, theirs)
+    if missing := [name for name in _REQUIRED if config.get(name) is None]:
+        raise HybridNormError(f"config: missing {missing[0]!r}")
     with torch.device("meta"):
-        model = Transformer(_model_config(config, theirs), placement)
+        model = Transformer(_model_config(config), _placement(config))
     model.to_empty(device="cpu")
     names = _names(model, theirs)
     for name, parameter in model.named_parameters():
@@ -110,28 +112,28 @@ def special_config(text: object) -> dict[int, dict[str, bool]]:
         table: Any = ast.literal_eval(text.strip("_ ")) if isinstance(text, str) else text
         items = [
             (layer, switches)
-            for key, switches in table.items()
+            for key, switches in (table or {}).items()
             for layer in (key if isinstance(key, tuple | list) else (key,))
         ]
         found: dict[int, dict[str, bool]] = {}
         for layer, switches in items:
             named = {_SHORT.get(name, name): bool(value) for name, value in switches.items()}
             found[int(layer)] = {**found.get(int(layer), {}), **named}
-    except (ValueError, SyntaxError, AttributeError, TypeError):
-        raise HybridNormError(f"norm_pos_special_config: cannot read {text!r}") from None
+    except (ValueError, SyntaxError, AttributeError, TypeError, RecursionError, MemoryError):
+        raise HybridNormError(f"norm_pos_special_config: cannot read {text!r:.99}") from None
     for switch in {name for named in found.values() for name in named} - set(_SWITCHES):
         raise HybridNormError(f"norm_pos_special_config: unknown switch {switch!r}")
     return found
 
 
-def _placement(config: Mapping[str, Any], n_layers: int, theirs: Mapping[str, Tensor]) -> Placement:
+def _placement(config: Mapping[str, Any]) -> Placement:
     for name, allowed in _UNSUPPORTED.items():
         if config.get(name, allowed[0]) not in allowed:
             raise HybridNormError(f"config: {name}={config[name]!r} has no counterpart here")
     base = {name: bool(config.get(name, default)) for name, default in _SWITCHES.items()}
     specials = special_config(config.get("norm_pos_special_config"))
     for layer in specials:
-        if not 0 <= layer < n_layers:
+        if not 0 <= layer < config["n_layers"]:
             raise HybridNormError(f"norm_pos_special_config: there is no layer {layer}")
     block = _block(config, base)
     overrides = []
@@ -194,7 +196,7 @@ def _patch(base: Any, special: Any) -> Patch:
     return tuple((name, value) for name, value in pairs if value != getattr(base, name))
 
 
-def _model_config(config: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> ModelConfig:
+def _model_config(config: Mapping[str, Any]) -> ModelConfig:
     d_model, n_heads = int(config["d_model"]), int(config["n_heads"])
     hidden = config.get("mlp_hidden_size") or int(config.get("mlp_ratio", 4)) * d_model
     gated = config.get("activation_type", "swiglu") == "swiglu"
@@ -257,15 +259,15 @@ def _their_name(name: str, context: str) -> str:
         "down_proj": "ff_out",
         "input_norm": "attn_norm" if sublayer == "attention" else "ff_norm",
         "context_norm": context,
-        **_INNER,
+        **{norm: norm for norm in _INNER},
     }
     return f"blocks.{layer}.{known[part]}.{rest[-1]}"
 
 
 def _context_name(theirs: Iterable[str]) -> str:
-    """What the checkpoint calls its context norm: the one block norm with no other role."""
-    norms = {n.split(".")[2] for n in theirs if n.startswith("blocks.") and "_norm." in n}
-    return min(norms - {"attn_norm", "ff_norm", *_INNER}, default="context_norm")
+    """What the checkpoint calls its context norm: the one part of a block with no other role."""
+    parts = {name.split(".")[2] for name in theirs if name.startswith("blocks.")}
+    return min(parts - _PARTS, default="context_norm")
 
 
 def _fill(

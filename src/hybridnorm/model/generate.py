@@ -25,7 +25,8 @@ def generate(
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: sample from the k likeliest tokens only.
         top_p: sample from the smallest set of tokens with at least this probability only.
-        end_of_document: stop once every sequence has produced this token.
+        end_of_document: a sequence that has produced this token gets only this from then on;
+            stop once all have.
 
     Raises:
         HybridNormError: a sampling setting outside its range.
@@ -38,11 +39,12 @@ def generate(
     for _ in range(max_new_tokens):
         logits = model(new, caches)[:, -1].float()
         new = _sample(logits, temperature, top_k, top_p, generator)
-        tokens = torch.cat((tokens, new), dim=1)
         if end_of_document is not None:
+            new = new.masked_fill(ended, end_of_document)
             ended |= new == end_of_document
-            if ended.all():
-                break
+        tokens = torch.cat((tokens, new), dim=1)
+        if ended.all():
+            break
     return tokens
 
 

@@ -44,7 +44,9 @@ class Rope(NamedTuple):
 def rope(positions_T: Tensor, head_dim: int, theta: float) -> Rope:
     """The rotary embedding at integer positions `(seq,)` (Su et al. 2021, half-split layout)."""
     exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32)
-    angles = positions_T.float()[:, None] / theta ** (exponents / head_dim)
+    # Rounded as in OLMo and Llama: far positions times a last-bit difference would show.
+    frequencies = 1.0 / theta ** (exponents / head_dim)
+    angles = positions_T.float()[:, None] * frequencies
     angles_TK = torch.cat((angles, angles), dim=-1)
     return Rope(angles_TK.cos(), angles_TK.sin())
 
@@ -133,7 +135,7 @@ class Attention(nn.Module):
                 k_BGTK,
                 v_BGTK,
                 attn_mask=mask,
-                # One new token sees everything cached; a prompt (empty cache) is causal.
+                # One new token sees everything cached.
                 is_causal=mask is None and q_BHTK.shape[2] > 1,
                 enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
             )

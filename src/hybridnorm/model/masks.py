@@ -28,6 +28,17 @@ def document_mask(documents_BT: Tensor) -> Mask:
     return flex_mask(documents_BT) if documents_BT.is_cuda else boolean_mask(documents_BT)
 
 
+def continuation_mask(known: int, new: int, device: torch.device) -> Tensor | None:
+    """Causal attention of `new` tokens after `known` cached ones, `(new, known + new)`.
+
+    None where SDPA needs none: for one token, and for a prompt. Its own causal mask pairs the
+    first query with the first key.
+    """
+    if not known or new == 1:
+        return None
+    return torch.ones(new, known + new, dtype=torch.bool, device=device).tril(known)
+
+
 def boolean_mask(documents_BT: Tensor) -> Tensor:
     """True where a query (third dimension) may see a key (fourth)."""
     same = documents_BT[:, :, None] == documents_BT[:, None, :]

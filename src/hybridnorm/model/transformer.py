@@ -12,7 +12,7 @@ from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.initialization import initialize
 from hybridnorm.model.layers import KVCache, Linear, rope
-from hybridnorm.model.masks import document_mask
+from hybridnorm.model.masks import continuation_mask, document_mask
 from hybridnorm.model.norms import Site, at_least_float32
 from hybridnorm.placement import Placement, registry
 
@@ -94,7 +94,11 @@ class Transformer(nn.Module):
         start = caches[0].length if caches else 0
         positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         rope_ = rope(positions, self.config.head_dim, self.config.rope_theta)
-        mask = None if documents is None else document_mask(documents)
+        mask = (
+            continuation_mask(start, input_ids.shape[1], input_ids.device)
+            if documents is None
+            else document_mask(documents)
+        )
         x_BTD = self.embedding(input_ids).to(self.dtype)
         x_BTD = self.embed_norm(self.embed_scale(x_BTD))
         for layer, block in enumerate(self.blocks):

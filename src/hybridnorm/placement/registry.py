@@ -27,7 +27,7 @@ def placement(name: str | Path) -> Placement:
     """The placement called `name`: a built-in, an alias, a grammar name, or a TOML file.
 
     The grammar is the paper's (App. G): `[pre-]<letters of q,k,v,c>-<post|pre>`, such as
-    `qkv-post`, `kv-pre` or `pre-qkvc-post`.
+    `qkv-post`, `kv-pre` or `pre-qkvc-post`. Capitals, as the paper writes them, are the same.
 
     Raises:
         HybridNormError: no such placement (the nearest name is offered), or a broken file.
@@ -35,6 +35,7 @@ def placement(name: str | Path) -> Placement:
     text = str(name)
     if text.endswith(".toml"):
         return load_placement(Path(text))
+    text = text.lower()
     known = strategies()
     aliases = {alias: found for found in known.values() for alias in found.aliases}
     found = known.get(text) or aliases.get(text) or _from_grammar(text)

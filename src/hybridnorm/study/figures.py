@@ -82,7 +82,8 @@ def _curves(
         axes.set_yscale("log")
     _finish(axes, "tokens", label)
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    axes.legend(frameon=False, title=study.compare)
+    if axes.lines:
+        axes.legend(frameon=False, title=study.compare)
     return figure
 
 

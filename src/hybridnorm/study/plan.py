@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.placement import placement
+from hybridnorm.placement import Placement, placement
 from hybridnorm.tables import build
 from hybridnorm.train.config import Recipe
 from hybridnorm.train.recipe import load_recipe, read_toml
@@ -58,6 +58,16 @@ class Study:
         """The compared values, in the order of the grid."""
         return self.grid[self.compare]
 
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """The placements of the runs, by what the grid or the recipe calls them."""
+        return {
+            str(run.values.get("model.placement", run.recipe.model.placement)): placement(
+                run.recipe.model.placement
+            )
+            for run in self.runs
+        }
+
 
 def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Study:
     """A built-in study or a .toml file; `overrides` (dotted recipe fields) go to every run.
@@ -68,14 +78,15 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
         HybridNormError: an unknown name, or a broken field; it is named.
     """
     table = read_toml(name_or_path, "studies")
-    grid = _lists(table.pop("grid", {}))
-    common = dict(table.pop("set", {}))
+    grid = _table(table.pop("grid", {}), "grid")
+    common = _table(table.pop("set", {}), "set")
     file = build(_File, table)
     for dotted, value in (overrides or {}).items():
         if dotted in grid:
             grid[dotted] = value if isinstance(value, list) else [value]
         else:
             common[dotted] = value
+    _check_lists(grid)
     if file.compare not in grid:
         raise HybridNormError(
             f"compare: {file.compare!r} is not in the grid; {nearest(file.compare, grid)}"
@@ -84,23 +95,33 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
     if baseline not in grid[file.compare]:
         hint = nearest(str(baseline), map(str, grid[file.compare]))
         raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
-    runs = []
+    runs: dict[str, Run] = {}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         recipe = load_recipe(file.recipe, {**common, **values}).in_steps()
         placement(recipe.model.placement)  # an unknown one fails now, not in a run
-        runs.append(Run(_run_name(values), values, recipe))
+        run = Run(_run_name(values), values, recipe)
+        if run.name in runs:
+            raise HybridNormError(
+                f"grid: two runs would be called {run.name!r}; rename or drop one"
+            )
+        runs[run.name] = run
     name = Path(name_or_path).stem
-    return Study(name, file.title or name, file.compare, baseline, grid, runs)
+    return Study(name, file.title or name, file.compare, baseline, grid, list(runs.values()))
 
 
-def _lists(table: object) -> dict[str, list[Any]]:
-    if not isinstance(table, Mapping) or not table:
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise HybridNormError(f"{where}: expected a table of dotted recipe fields, got {value!r}")
+    return dict(value)
+
+
+def _check_lists(grid: Mapping[str, object]) -> None:
+    if not grid:
         raise HybridNormError("grid: a study needs a [grid] of dotted recipe fields")
-    for name, values in table.items():
+    for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise HybridNormError(f"grid.{name}: expected a non-empty array, got {values!r}")
-    return dict(table)
 
 
 def _run_name(values: Mapping[str, Any]) -> str:

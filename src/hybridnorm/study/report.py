@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybridnorm.placement import placement
 from hybridnorm.placement.drawing import drawing_svg
 from hybridnorm.study.figures import figures, save_figures, svg
 from hybridnorm.study.plan import Study
@@ -21,20 +20,21 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .verdict { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: 1rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884; }
+table { border-collapse: collapse; font: .85rem/1.5 system-ui, sans-serif; white-space: nowrap; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
+td { font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; background: white; border-radius: 6px; padding: .5rem; color: #333; }
 figure svg { width: 100%; height: auto; max-height: 34rem; }
 .drawings { display: flex; flex-wrap: wrap; gap: 1rem; }
-.drawings figure { margin: 0; } .drawings svg { height: 21rem; width: auto; max-width: 100%; }
+.drawings figure { margin: 0; } .drawings svg { height: 27rem; width: auto; max-width: 100%; }
 code, pre { font-size: .9rem; } pre { overflow-x: auto; padding: .8rem; background: #8882; }
 """
 _CAPTIONS = {
     "training-loss": "Training loss. Line: mean over seeds; band: lowest to highest run.",
     "held-out-loss": "Loss on held-out text.",
     "gradient-norm": "Global gradient norm over the run (log scale).",
-    "final-loss": "Where the runs ended. Runs of one seed share data order and initial weights.",
+    "final-loss": "Where the runs ended. Runs of one seed share the order of the data.",
 }
 
 
@@ -106,7 +106,8 @@ def _sentence(study: Study, arm: Arm) -> str:
 def _reading(study: Study, found: Sequence[Arm]) -> list[str]:
     lines = [
         f"Differences are paired: the run with the same seed under {study.baseline} saw the same "
-        "batches in the same order and started from the same weights wherever both have them. "
+        "batches in the same order and started from the same weights wherever both have them (up "
+        "to their scale, where initializations differ). "
         "Brackets: 95% Student t interval of the mean difference; * where it excludes zero. "
         "Below zero is better. Intervals are not corrected for the number of comparisons."
     ]
@@ -136,8 +137,7 @@ def _conditions(study: Study, folder: Path) -> list[str]:
         f"corpus {', '.join(recipe.data.prepared) or recipe.data.source!r}."
     ]
     if recipe.model.init == "published":
-        names = [str(v) for v in study.grid.get("model.placement", [recipe.model.placement])]
-        inits = ", ".join(f"{name} {placement(name).init}" for name in names)
+        inits = ", ".join(f"{name} {found.init}" for name, found in study.placements.items())
         lines.append(f"Initialization, as each placement was published: {inits}.")
     environment = _environment(study, folder)
     if environment:
@@ -161,9 +161,8 @@ def _conditions(study: Study, folder: Path) -> list[str]:
 
 
 def _drawings(study: Study) -> list[str]:
-    names = study.grid.get("model.placement", [study.runs[0].recipe.model.placement])
     n_layers = study.runs[0].recipe.model.n_layers
-    drawn = (drawing_svg(placement(name), n_layers) for name in names)
+    drawn = (drawing_svg(found, n_layers) for found in study.placements.values())
     cells = "".join(f"<figure>{one}</figure>" for one in drawn)
     return ["<h2>The placements</h2>", f'<div class="drawings">{cells}</div>']
 

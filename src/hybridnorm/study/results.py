@@ -138,7 +138,12 @@ def results_table(study: Study, results: list[Result]) -> Table:
         del columns[heading]
     for heading in columns:
         left = heading == study.compare
-        table.add_column(heading, justify="left" if left else "right", no_wrap=left)
+        table.add_column(
+            heading.rpartition(".")[2],
+            justify="left" if left else "right",
+            no_wrap=left,
+            overflow="fold",
+        )
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table

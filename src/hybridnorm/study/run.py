@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ def carry_out(study: Study, folder: Path, *, jobs: int, command: str) -> None:
         HybridNormError: a folder of another study, or one that cannot be written.
     """
     console = Console()
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.default_int_handler)  # as Ctrl-C: no run is left behind
     _claim(study, folder, command)
     _prepare_data(study, console)
     waiting = [run for run in study.runs if not _is_done(folder / "runs" / run.name)]

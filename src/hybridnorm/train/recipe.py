@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -82,5 +83,9 @@ def _assign(table: dict[str, Any], dotted: str, value: object) -> None:
         check_field(part, cls.__dataclass_fields__, dotted)
         cls = cls.__dataclass_fields__[part].type
         table = table.setdefault(part, {})
+        if not is_dataclass(cls):
+            raise HybridNormError(f"{dotted}: unknown field; {part} has none")
+        if not isinstance(table, dict):
+            raise HybridNormError(f"{part}: expected a table, got {table!r}")
     check_field(name, cls.__dataclass_fields__, dotted)
     table[name] = value

@@ -89,6 +89,8 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
         ("optimizer", "another optimizer"),
     ):
         before, after = saved.get(part), now[part]
+        if part == "placement":
+            before, after = _function(saved[part]), _function(now[part])
         if before != after:
             detail = _difference(before, after) if isinstance(before, dict) else ""
             raise HybridNormError(
@@ -115,6 +117,12 @@ def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, Path]:
     model.to_empty(device="cpu")
     load_checkpoint(checkpoint, training_state(model, None))
     return model, checkpoint
+
+
+def _function(placement: dict[str, Any]) -> dict[str, Any]:
+    """A placement's table without what merely describes it."""
+    described = ("name", "title", "source", "note", "aliases")
+    return {name: value for name, value in placement.items() if name not in described}
 
 
 def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
