@@ -227,7 +227,7 @@ def test_a_study_runs_skips_what_is_done_and_survives_a_crash(
     assert "train.seq_len" in rows[1]["reason"]
     assert "report.html" in result.stdout and (folder / "figures" / "held-out-loss.svg").exists()
     stamps = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/metrics.jsonl")}
-    again = cli("study", path, "--dir", folder)
+    again = cli("study", folder / "study.toml", "--dir", folder)
     assert "2 finished before" in again.stdout
     assert stamps == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/metrics.jsonl")}
     other = cli("study", path, "--dir", folder, "--optimizer.lr", "1e-2")

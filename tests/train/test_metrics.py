@@ -32,3 +32,13 @@ def test_an_edited_file_is_named(tmp_path: Path) -> None:
         read_metrics(tmp_path)
     with pytest.raises(HybridNormError, match="cannot read"):
         read_metrics(tmp_path / "nowhere")
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    writer.write(step=1, loss=1.0)
+    with pytest.raises(HybridNormError, match="another process trains here"):
+        MetricsWriter(tmp_path)
+    writer.close()
+    MetricsWriter(tmp_path).close()
+    assert [row["step"] for row in read_metrics(tmp_path).train] == [1]

@@ -139,6 +139,10 @@ def test_generate_continues_a_prompt(cli: Cli, undisturbed: Metrics, tmp_path: P
     first, second = cli(*args), cli(*args)
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout and first.stdout.startswith("the norm")
+    newest = max((run_dir / "checkpoints").iterdir())
+    next(newest.glob("*.safetensors")).write_bytes(b"torn")
+    older = cli(*args)
+    assert older.returncode == 0 and f"passed over: checkpoint: {newest}" in older.stderr
     missing = cli("generate", tmp_path / "nowhere")
     assert missing.returncode == 1 and "not a run directory" in missing.stderr
 

@@ -30,7 +30,6 @@ class _File:
     recipe: str = "demo"
     title: str = ""
     compare: str = "model.placement"
-    baseline: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,18 @@ class Study:
 
     name: str
     title: str
+    recipe: str
     compare: str
     baseline: Any
+    common: Mapping[str, Any]
     grid: Mapping[str, list[Any]]
     runs: list[Run] = field(default_factory=list)
+
+    def to_table(self) -> dict[str, Any]:
+        """The study as a file of its own, overrides included."""
+        head = {"title": self.title, "recipe": self.recipe, "compare": self.compare}
+        tables = {"set": dict(self.common), "grid": dict(self.grid)}
+        return {**head, "baseline": self.baseline, **tables}
 
     @property
     def arms(self) -> list[Any]:
@@ -80,6 +87,7 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
     table = read_toml(name_or_path, "studies")
     grid = _table(table.pop("grid", {}), "grid")
     common = _table(table.pop("set", {}), "set")
+    baseline = table.pop("baseline", None)
     file = build(_File, table)
     for dotted, value in (overrides or {}).items():
         if dotted in grid:
@@ -91,7 +99,8 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
         raise HybridNormError(
             f"compare: {file.compare!r} is not in the grid; {nearest(file.compare, grid)}"
         )
-    baseline = file.baseline or grid[file.compare][0]
+    if baseline is None:
+        baseline = grid[file.compare][0]
     if baseline not in grid[file.compare]:
         hint = nearest(str(baseline), map(str, grid[file.compare]))
         raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
@@ -107,7 +116,9 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
             )
         runs[run.name] = run
     name = Path(name_or_path).stem
-    return Study(name, file.title or name, file.compare, baseline, grid, list(runs.values()))
+    recipe_name = str(Path(file.recipe).resolve()) if file.recipe.endswith(".toml") else file.recipe
+    title, ordered = file.title or name, list(runs.values())
+    return Study(name, title, recipe_name, file.compare, baseline, common, grid, ordered)
 
 
 def _table(value: object, where: str) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import Result, read_results, results_table
-from hybridnorm.tables import to_table
 from hybridnorm.train.metrics import read_metrics
 from hybridnorm.train.progress import clock
 from hybridnorm.train.recipe import dump_recipe
@@ -67,15 +66,8 @@ def _claim(study: Study, folder: Path, command: str) -> None:
                     f"{path}: this folder holds the run with another recipe; name another --dir"
                 )
             path.write_text(text, encoding="utf-8")
-        summary = {
-            "title": study.title,
-            "compare": study.compare,
-            "baseline": study.baseline,
-            "grid": dict(study.grid),
-            "first_recipe": to_table(study.runs[0].recipe),
-        }
         (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
-        (folder / "study.toml").write_text(tomli_w.dumps(summary), encoding="utf-8")
+        (folder / "study.toml").write_text(tomli_w.dumps(study.to_table()), encoding="utf-8")
     except OSError as error:
         raise HybridNormError(
             f"{folder}: cannot write a study here: {error.strerror}; name another --dir"

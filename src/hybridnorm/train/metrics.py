@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hybridnorm.errors import HybridNormError
 
@@ -14,12 +14,17 @@ Row = dict[str, Any]
 
 
 class MetricsWriter:
-    """Appends rows; every row is on disk when `write` returns."""
+    """Appends rows; every row is on disk when `write` returns.
+
+    Raises:
+        HybridNormError: another process is writing: it trains in this directory.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         path = run_dir / FILE
-        _drop_partial_line(path)
         self._file = path.open("a", encoding="utf-8")
+        _lock(self._file, run_dir)
+        _drop_partial_line(path)
 
     def write(self, **row: object) -> None:
         """One row; what is not finite becomes null, as JSON has no word for it."""
@@ -77,6 +82,23 @@ def read_metrics(run_dir: Path) -> Metrics:
             train[row["step"]] = row
     ordered = [[rows[step] for step in sorted(rows)] for rows in (train, evaluations)]
     return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
+
+
+def _lock(file: TextIO, run_dir: Path) -> None:
+    """Keep other processes out for as long as the file is open, however this one ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise HybridNormError(
+            f"{run_dir}: another process trains here; stop it first, or name another --run-dir"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def _is_nonfinite(value: object) -> bool:

@@ -46,14 +46,18 @@ def latest_valid(run_dir: Path, read: Read) -> tuple[Path, dict[str, Any], list[
     raise HybridNormError(f"{run_dir}: no checkpoint to load: {why}")
 
 
-def choose_checkpoint(run_dir: Path, which: str, read: Read) -> tuple[Path, dict[str, Any]]:
+def choose_checkpoint(
+    run_dir: Path, which: str, read: Read
+) -> tuple[Path, dict[str, Any], list[str]]:
     """The checkpoint called `which`: "last", "best" (lowest held-out loss) or a step number.
+
+    Returns it, its meta, and a line for each damaged one passed over in search of the last.
 
     Raises:
         HybridNormError: there is no such checkpoint, or it is damaged.
     """
     if which == "last":
-        return latest_valid(run_dir, read)[:2]
+        return latest_valid(run_dir, read)
     if which == "best":
         path = best_checkpoint(run_dir)
     else:
@@ -61,7 +65,7 @@ def choose_checkpoint(run_dir: Path, which: str, read: Read) -> tuple[Path, dict
     if path is None:
         have = ", ".join(str(_step(p)) for p in list_checkpoints(run_dir)) or "none"
         raise HybridNormError(f"checkpoint: {run_dir} has no checkpoint {which!r}; it has: {have}")
-    return path, read(path)
+    return path, read(path), []
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:

@@ -63,12 +63,16 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
 
 def _announce(trainer: Trainer, problems: list[str], console: Console) -> None:
     """What this run will do, before it does it."""
-    for problem in problems:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
+    _passed_over(problems, console)
     recipe, model, world = trainer.recipe, trainer.model, trainer.world
     console.print(f"{trainer.run_dir} on {world.size} x {world.device}", style="bold")
     preflight(recipe, model.placement, trainer.mix, world.size).print(console)
     console.print(decay_table(decay_groups(model, recipe.optimizer)))
+
+
+def _passed_over(problems: list[str], console: Console) -> None:
+    for problem in problems:
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
 
 
 def generate_text(
@@ -87,7 +91,8 @@ def generate_text(
     Raises:
         HybridNormError: not a run, a damaged checkpoint, or a bad sampling setting.
     """
-    model, _ = load_run(run_dir, checkpoint)
+    model, problems = load_run(run_dir, checkpoint)
+    _passed_over(problems, Console(stderr=True))
     tokenizer = load_tokenizer(run_dir)
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_document]
     tokens = generate(

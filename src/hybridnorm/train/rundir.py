@@ -99,8 +99,8 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
             )
 
 
-def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, Path]:
-    """The trained model of a run, float32 on the CPU, and the checkpoint it came from.
+def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]]:
+    """The trained model of a run, float32 on the CPU, and a line per damaged checkpoint.
 
     Args:
         which: "last", "best" or a step.
@@ -110,13 +110,13 @@ def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, Path]:
     """
     if not (run_dir / "recipe.toml").exists():
         raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
-    checkpoint, meta = choose_checkpoint(run_dir, which, read_meta)
+    checkpoint, meta, problems = choose_checkpoint(run_dir, which, read_meta)
     placement = placement_from_dict(meta["placement"])
     with torch.device("meta"):
         model = Transformer(build(ModelConfig, meta["model"], "model"), placement)
     model.to_empty(device="cpu")
     load_checkpoint(checkpoint, training_state(model, None))
-    return model, checkpoint
+    return model, problems
 
 
 def _function(placement: dict[str, Any]) -> dict[str, Any]:
