@@ -131,7 +131,7 @@ def _duplicates(
     units: Sequence[Unit], config: PrepareConfig, workers: int, progress: PrepareProgress
 ) -> list[frozenset[int]]:
     """The places, in each unit, of documents that came before."""
-    if not config.dedup:
+    if not config.dedup or not units:
         return [frozenset()] * len(units)
     found = []
     with mapped(partial(digest_unit, config), units, workers) as results:
