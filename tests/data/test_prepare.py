@@ -337,6 +337,7 @@ def test_bytes_need_no_training() -> None:
     [
         ({}, {}, "has no .txt, .md, .jsonl"),
         ({"a.txt": ""}, {}, "the train split is empty"),
+        ({"a.txt": ""}, {"dedup": True}, "the train split is empty"),
         ({"a.txt": " \n "}, {}, "split is empty"),
         ({"a.jsonl": '{"text": "x"}\n{oops}\n'}, {}, "a.jsonl: line 2: not a JSON object"),
         ({"a.jsonl": '{"body": "x"}\n'}, {}, "line 1: no field 'text' (set text_field)"),
@@ -349,7 +350,7 @@ def test_bytes_need_no_training() -> None:
 )
 def test_bad_text_is_named(
     files: dict[str, str | bytes],
-    fields: dict[str, str],
+    fields: dict[str, object],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,7 +1,7 @@
 """The documents of a unit: read, cut, filtered, and counted."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,11 +43,12 @@ class Tally:
 
 
 def documents(
-    unit: Unit, config: PrepareConfig, tally: Tally, duplicates: Collection[int] = ()
+    unit: Unit, config: PrepareConfig, tally: Tally, repeated: bytes = b""
 ) -> Iterator[Document]:
-    """The documents of a unit in order, without those whose place is in `duplicates`.
+    """The documents of a unit in order.
 
-    Counts into `tally` what it drops or cuts. Where corrupt lines are fatal it ends at the first.
+    `repeated` says of each, by a byte that is not 0, whether it is left out as a duplicate. What is
+    dropped or cut is counted in `tally`. Where corrupt lines are fatal, it ends at the first.
 
     Raises:
         HybridNormError: an input cannot be read.
@@ -58,7 +59,7 @@ def documents(
             tally.near_empty += 1
             continue
         place += 1
-        if place in duplicates:
+        if repeated and repeated[place]:
             tally.duplicates += 1
             continue
         digest = hashlib.sha256(text.encode()).digest()

@@ -115,8 +115,8 @@ def _make(
     try:
         units = cut_units(sources)
         with PrepareProgress(console) as progress:
-            duplicates = _duplicates(units, config, workers, progress)
-            jobs = [Job(*job) for job in zip(itertools.count(), units, duplicates)]
+            repeated = _repeated(units, config, workers, progress)
+            jobs = [Job(*job) for job in zip(itertools.count(), units, repeated)]
             _save_tokenizer(out, jobs, config, progress)
             records = _tokenize(out, jobs, config, workers, progress)
     except HybridNormError:
@@ -127,21 +127,26 @@ def _make(
     shutil.rmtree(work)
 
 
-def _duplicates(
+def _repeated(
     units: Sequence[Unit], config: PrepareConfig, workers: int, progress: PrepareProgress
-) -> list[frozenset[int]]:
-    """The places, in each unit, of documents that came before."""
-    if not config.dedup:
-        return [frozenset()] * len(units)
+) -> list[bytes]:
+    """For each unit, a byte per document: whether an equal one came before."""
+    if not config.dedup or not units:
+        return [b""] * len(units)
     found = []
     with mapped(partial(digest_unit, config), units, workers) as results:
         for unit_digests, tally in progress.follow("looking for duplicates", units, results):
             _refuse_corrupt(tally, config)
             found.append(unit_digests)
-    repeated = np.ones(sum(map(len, found)), dtype=bool)
-    repeated[np.unique(np.concatenate(found), return_index=True)[1]] = False
-    parts = np.split(repeated, np.cumsum([len(part) for part in found])[:-1])
-    return [frozenset(np.flatnonzero(part).tolist()) for part in parts]
+    ends = np.cumsum([len(part) for part in found])
+    digests = np.concatenate(found)
+    found.clear()  # tens of millions of documents are hundreds of megabytes
+    repeated = np.ones(len(digests), dtype=bool)
+    parts = digests.view(np.uint8)[::16] >> 4  # sorted part by part, which takes less memory
+    for part in range(16):
+        places = np.flatnonzero(parts == part)
+        repeated[places[np.unique(digests[places], return_index=True)[1]]] = False
+    return [part.tobytes() for part in np.split(repeated, ends[:-1])]
 
 
 def _save_tokenizer(
@@ -167,7 +172,7 @@ def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgres
     for job in progress.follow("training the tokenizer", units, jobs):
         left = config.tokenizer_train_bytes * size_of(job.unit) / total
         tally = Tally()
-        for document in documents(job.unit, config, tally, job.duplicates):
+        for document in documents(job.unit, config, tally, job.repeated):
             if left <= 0:
                 break
             if not document.held_out:

@@ -48,8 +48,8 @@ class Job(NamedTuple):
 
     number: int
     unit: Unit
-    duplicates: frozenset[int]
-    """Places of documents to leave out."""
+    repeated: bytes
+    """A byte for each document: whether it came before. Empty: none is looked at."""
 
 
 def dtype_of(tokenizer: TextTokenizer) -> np.dtype[Any]:
@@ -75,7 +75,7 @@ def tokenize_unit(folder: Path, config: PrepareConfig, job: Job) -> Record:
     record = Record()
     with contextlib.ExitStack() as files:
         parts = [files.enter_context(_Part(folder, name, job.number, tokenizer)) for name in SPLITS]
-        for batch in _batches(documents(job.unit, config, record.tally, job.duplicates)):
+        for batch in _batches(documents(job.unit, config, record.tally, job.repeated)):
             encoded = tokenizer.encode_batch([document.text for document in batch])
             for document, ids in zip(batch, encoded, strict=True):
                 parts[document.held_out].add(document, ids)
