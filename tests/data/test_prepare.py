@@ -77,6 +77,32 @@ def test_nothing_is_lost_between_text_and_tokens(
         assert np.array_equal(tokens.slice(start, stop), whole[start:stop])
 
 
+@pytest.mark.parametrize("fraction", [0.05, 0.3])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"one.txt": "First paragraph, of a few words.\n\nSecond one.\n\n" * 40},
+        {"one.txt": "no spaces".replace(" ", "") * 50},
+        {"one.txt": "tiny text"},
+        {"a.txt": "the first " * 30, "b.txt": "the second " * 30, "c.txt": " \n"},
+    ],
+)
+def test_a_text_of_few_documents_holds_out_its_end(
+    files: dict[str, str], fraction: float, tmp_path: Path
+) -> None:
+    source = tmp_path / "text"
+    source.mkdir()
+    for name, text in files.items():
+        (source / name).write_text(text)
+    make(source, tmp_path / "out", tokenizer="byte", validation_fraction=fraction)
+    kept, held_out = (texts_of(tmp_path / "out", split) for split in ("train", "validation"))
+    *first, last = [text for text in files.values() if text.strip()]
+    assert len(held_out) == 1 and held_out[0].strip()
+    assert [*kept[:-1], kept[-1] + held_out[0]] == [*first, last]
+    assert len(held_out[0]) <= fraction * len(last) + 1
+    assert len(held_out[0]) >= 0.45 * fraction * len(last)
+
+
 def test_a_special_token_in_a_text_is_text(tmp_path: Path) -> None:
     texts = [f"say {END_OF_DOCUMENT} and {i}" for i in range(60)]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))

@@ -22,7 +22,8 @@ class PrepareConfig:
     text_field: str = "text"
     """Field of a JSON line, or column of a table, that holds the text."""
     validation_fraction: float = 0.05
-    """Fraction of the documents held out, chosen by a hash of each document."""
+    """Fraction of the documents held out, chosen by a hash of each document; where that leaves a
+    split empty, of the last document, whose end is held out."""
     min_chars: int = 1
     """Documents with fewer characters, white space around them aside, are dropped and counted."""
     max_chars: int = 1_000_000

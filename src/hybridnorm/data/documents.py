@@ -1,7 +1,7 @@
 """The documents of a unit: read, cut, filtered, and counted."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,6 +66,25 @@ def documents(
         side = digest if key is None else hashlib.sha256(key.encode()).digest()
         held_out = int.from_bytes(side[:8], "little") < config.validation_fraction * 2**64
         yield Document(text, digest, held_out)
+
+
+def with_tail_held_out(found: Iterable[Document], fraction: float) -> Iterator[Document]:
+    """All documents for training but the end of the last one, which is held out.
+
+    For an input of so few documents that their hashes put all of them on one side.
+    """
+    last: Document | None = None
+    for document in found:
+        if last:
+            yield last._replace(held_out=False)
+        last = document
+    if last:
+        text, length = last.text, len(last.text.rstrip())
+        start = int(length * (1 - fraction))
+        ends = (text.find(mark, start) + len(mark) for mark in ("\n\n", "\n", " "))
+        cut = next((end for end in ends if start < end < (start + length) // 2), start)
+        yield last._replace(text=text[:cut], held_out=False)
+        yield last._replace(text=text[cut:], held_out=True)
 
 
 def _texts(unit: Unit, config: PrepareConfig, tally: Tally) -> Iterator[tuple[str, str | None]]:

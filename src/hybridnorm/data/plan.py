@@ -56,7 +56,9 @@ def claimed(out: Path, plan: dict[str, Any], console: Console) -> Iterator[None]
         elif (out / WORK / PLAN).exists():
             _check_same(out, json.loads((out / WORK / PLAN).read_text(encoding="utf-8")), plan)
         elif any(child.name != WORK for child in out.iterdir()):
-            raise HybridNormError(f"{out} is not empty and not a prepared folder; name another")
+            raise HybridNormError(
+                f"{out} is not empty and not a prepared folder; name another, or delete it"
+            )
         yield
     finally:
         os.close(lock)

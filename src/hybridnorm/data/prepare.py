@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from hybridnorm.data.config import DataConfig, PrepareConfig
-from hybridnorm.data.documents import Tally, documents
+from hybridnorm.data.documents import Tally
 from hybridnorm.data.formats import lines_before
 from hybridnorm.data.inputs import Source, Unit, cut_units, find_sources, size_of
 from hybridnorm.data.manifest import (
@@ -117,6 +117,7 @@ def _make(
         with PrepareProgress(console) as progress:
             repeated = _repeated(units, config, workers, progress)
             jobs = [Job(*job) for job in zip(itertools.count(), units, repeated)]
+            jobs = _with_both_splits(jobs, config)
             _save_tokenizer(out, jobs, config, progress)
             records = _tokenize(out, jobs, config, workers, progress)
     except HybridNormError:
@@ -149,6 +150,21 @@ def _repeated(
     return [part.tobytes() for part in np.split(repeated, ends[:-1])]
 
 
+def _with_both_splits(jobs: list[Job], config: PrepareConfig) -> list[Job]:
+    """The jobs; where the hashes leave a split empty, the last one with text holds out its end.
+
+    Looks no further than the first document on each side.
+    """
+    sides, last = set[bool](), 0
+    for job in jobs:
+        for document in job.documents(config, Tally()):
+            sides.add(document.held_out)
+            last = job.number
+            if len(sides) == 2:
+                return jobs
+    return [job._replace(holds_tail=job.number == last) for job in jobs]
+
+
 def _save_tokenizer(
     out: Path, jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgress
 ) -> None:
@@ -172,7 +188,7 @@ def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgres
     for job in progress.follow("training the tokenizer", units, jobs):
         left = config.tokenizer_train_bytes * size_of(job.unit) / total
         tally = Tally()
-        for document in documents(job.unit, config, tally, job.repeated):
+        for document in job.documents(config, tally):
             if left <= 0:
                 break
             if not document.held_out:
@@ -226,10 +242,8 @@ def _manifest(out: Path, plan: dict[str, Any], records: Sequence[Record]) -> dic
         shards = [record.shards[name] for record in records if name in record.shards]
         if not shards:
             shutil.rmtree(out, ignore_errors=True)  # to go on would end here again
-            raise HybridNormError(
-                f"{out.name}: the {name} split is empty; add text, change validation_fraction, or "
-                "lower max_chars (it cuts long text files into documents)"
-            )
+            source = plan["inputs"][0][0] if plan["inputs"] else out.name
+            raise HybridNormError(f"{source}: the {name} split is empty; add text")
         totals = {k: sum(vars(s)[k] for s in shards) for k in ("tokens", "documents", "text_bytes")}
         files = [{k: vars(s)[k] for k in ("file", "tokens", "sha256")} for s in shards]
         splits[name] = {**totals, "shards": files}

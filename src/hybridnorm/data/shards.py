@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridnorm.data.config import PrepareConfig
-from hybridnorm.data.documents import Document, Tally, documents
+from hybridnorm.data.documents import Document, Tally, documents, with_tail_held_out
 from hybridnorm.data.formats import Bad, Slice
 from hybridnorm.data.inputs import Unit
 from hybridnorm.data.manifest import SPLITS, checksum, write_json
@@ -50,6 +50,13 @@ class Job(NamedTuple):
     unit: Unit
     repeated: bytes
     """A byte for each document: whether it came before. Empty: none is looked at."""
+    holds_tail: bool = False
+    """Whether the end of its last document is held out, and nothing else."""
+
+    def documents(self, config: PrepareConfig, tally: Tally) -> Iterator[Document]:
+        """The documents of the unit, as `documents.documents` gives them."""
+        found = documents(self.unit, config, tally, self.repeated)
+        return with_tail_held_out(found, config.validation_fraction) if self.holds_tail else found
 
 
 def dtype_of(tokenizer: TextTokenizer) -> np.dtype[Any]:
@@ -75,7 +82,7 @@ def tokenize_unit(folder: Path, config: PrepareConfig, job: Job) -> Record:
     record = Record()
     with contextlib.ExitStack() as files:
         parts = [files.enter_context(_Part(folder, name, job.number, tokenizer)) for name in SPLITS]
-        for batch in _batches(documents(job.unit, config, record.tally, job.repeated)):
+        for batch in _batches(job.documents(config, record.tally)):
             encoded = tokenizer.encode_batch([document.text for document in batch])
             for document, ids in zip(batch, encoded, strict=True):
                 parts[document.held_out].add(document, ids)
