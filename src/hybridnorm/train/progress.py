@@ -3,7 +3,7 @@
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, TextColumn
 
 from hybridnorm.train.config import Recipe
 
@@ -18,14 +18,12 @@ class TrainingProgress:
         self.console = console
         self._next_line = 0
         self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=24),
             TextColumn("{task.description}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("starting", total=self.steps)
+        self._task = self._bar.add_task("starting")
 
     def start(self) -> None:
         self._bar.start()
@@ -35,16 +33,16 @@ class TrainingProgress:
 
     def train(self, row: dict[str, Any]) -> None:
         left = (self.steps - row["step"]) * row["tokens"] / row["step"] / row["tokens_per_second"]
+        # What a narrow terminal cuts off matters least.
         line = (
-            f"loss {row['loss']:.4f}  grad_norm {row['grad_norm']:.3f}  lr {row['lr']:.2e}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s  {clock(left)} left"
+            f"step {row['step']:>6}/{self.steps}  loss {row['loss']:.4f}  {clock(left)} left  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  grad_norm {row['grad_norm']:.3f}  "
+            f"lr {row['lr']:.2e}  {_effort(row)}"
         )
-        self._bar.update(self._task, completed=row["step"], description=line)
+        self._bar.update(self._task, description=line)
         if not self.console.is_terminal and row["step"] >= self._next_line:
             self._next_line = row["step"] + max(1, self.steps // _PLAIN_LINES)
-            self.console.print(
-                f"step {row['step']:>6}/{self.steps}  {line}", highlight=False, soft_wrap=True
-            )
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.console.print(
@@ -56,6 +54,14 @@ class TrainingProgress:
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _effort(row: dict[str, Any]) -> str:
+    """Utilization where the device's peak is known, else achieved FLOP/s; and peak memory."""
+    compute = (
+        f"mfu {row['mfu']:.1%}" if "mfu" in row else f"{row['flops_per_second'] / 1e9:,.0f} GFLOP/s"
+    )
+    return f"{compute}  {row['peak_memory_bytes'] / 2**30:.1f} GiB"
 
 
 def clock(seconds: float) -> str:
