@@ -65,20 +65,25 @@ def _parser(path: str) -> Callable[[str], Page] | None:
 
 # --- HTML, DocBook and Mallard -----------------------------------------------------------------
 
-_BLOCKS = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_BLOCKS = _names(
     "p li dd dt div blockquote section article main body ul ol dl h1 h2 h3 h4 h5 h6 figure center "
-    "para simpara listitem term note title item hr td th tr".split()
+    "para simpara listitem term note title item hr td th tr"
 )
-_DROPPED = frozenset(
-    "pre script style nav table header footer form select svg math textarea xmp tt-block "
-    "programlisting screen synopsis literallayout indexterm informaltable".split()
+_DROPPED = _names(
+    "pre script style nav table header footer form select svg math textarea xmp "
+    "programlisting screen synopsis literallayout indexterm informaltable"
 )
-_DROPPED_CLASSES = frozenset(
+_DROPPED_CLASSES = _names(
     "headerlink related sphinxsidebar toc toctree-wrapper navheader navfooter navigation "
-    "navbar breadcrumb footer header memproto fragment navpath ttc nav sidebar highlight "
-    "programlisting screen synopsis".split()
+    "navbar breadcrumb memproto fragment navpath ttc nav sidebar highlight "
+    "programlisting screen synopsis"
 )
-_VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
+_VOID = _names("area base br col embed hr img input link meta param source track wbr")
 
 
 # Found by a regular expression first: html.parser would spend most of its time on these.
@@ -100,9 +105,10 @@ class _Html(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if self.dropped:
             self.depth += tag == self.dropped
-        elif tag in _DROPPED or (tag not in _VOID and not _DROPPED_CLASSES.isdisjoint(
-            (dict(attrs).get("class") or "").split()
-        )):
+        elif tag in _DROPPED or (
+            tag not in _VOID
+            and not _DROPPED_CLASSES.isdisjoint((dict(attrs).get("class") or "").split())
+        ):
             self.dropped, self.depth = tag, 1
             if tag in _BLOCKS or tag in _DROPPED:
                 self.flush()
@@ -167,7 +173,9 @@ def roff(text: str) -> Page:
             continue
         macro, *words = _arguments(line[1:])
         if macro in _FONTS:
-            lines.append(_unescape(("" if len(macro) == 2 and macro[0] != "S" else " ").join(words)))
+            lines.append(
+                _unescape(("" if len(macro) == 2 and macro[0] != "S" else " ").join(words))
+            )
             continue
         if macro in _ROFF_DROPPED:
             end = _ROFF_DROPPED[macro]

@@ -5,14 +5,15 @@ import re
 
 # The words that hold English sentences together: about 45% of running prose, hardly any of code,
 # of lists of names, or of another language.
-_COMMON = frozenset(
+_COMMON_WORDS = (
     "the of and to in a is that for it as was with be by on not he his but at are this have from "
     "or had an they which you were there their we been has will more no if out so up what about "
     "into than them can only other some could these two may then do first any my now such like "
     "our over me even most after also many before must through where much your way down should "
     "because each those how too very when who would its all one used use using same does between "
-    "both under while being however see set see without within another during i she her him".split()
+    "both under while being however without within another during i she her him"
 )
+_COMMON = frozenset(_COMMON_WORDS.split())
 _START = re.compile(r"[\"“‘'(]?[A-Z]")
 _END = re.compile(r"[.!?:…][\"”’')]*$")
 _PLAIN_WORD = re.compile(r"[\"“‘'(]*[A-Za-z]?[a-z]+(?:[-–—'’/][A-Za-z]?[a-z]+)*[\"”’'),.;:!?…]*$")

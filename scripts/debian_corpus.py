@@ -225,11 +225,14 @@ def table(packages: list[Package]) -> str:
     rows.append((f"{len(packages)} packages", "", *sums))
     head = f"{'package':26} {'version':26} {'documents':>9} {'paragraphs':>10} {'dropped':>8} "
     head += f"{'MB kept':>8} {'MB read':>8}"
-    return "\n".join([head] + [
-        f"{name[:26]:26} {version[:26]:26} {n:9,} {paragraphs:10,} {dropped:8,} "
-        f"{kept / 1e6:8.2f} {read / 1e6:8.1f}"
-        for name, version, n, paragraphs, dropped, kept, read in rows
-    ])
+    return "\n".join(
+        [head]
+        + [
+            f"{name[:26]:26} {version[:26]:26} {n:9,} {paragraphs:10,} {dropped:8,} "
+            f"{kept / 1e6:8.2f} {read / 1e6:8.1f}"
+            for name, version, n, paragraphs, dropped, kept, read in rows
+        ]
+    )
 
 
 if __name__ == "__main__":
