@@ -126,7 +126,7 @@ def build(debs: list[Path], out: Path) -> list[Package]:
 
 
 def read_package(deb: Path) -> tuple[Package, list[Document]] | None:
-    """The prose of a package's documentation in order of path; None if the file is damaged."""
+    """The prose of a package's documentation; None if the file is damaged."""
     version = subprocess.run(
         ["dpkg-deb", "--field", deb, "Version"], capture_output=True, text=True
     ).stdout.strip()
@@ -147,7 +147,7 @@ def read_package(deb: Path) -> tuple[Package, list[Document]] | None:
                     documents.append(Document(path, page.title, prose))
     except tarfile.TarError:
         return None
-    return package, sorted(documents, key=lambda document: document.path)
+    return package, documents
 
 
 def files(deb: Path) -> Iterator[tuple[str, bytes]]:

@@ -137,6 +137,8 @@ NOT_PROSE = {
     "code": "If x = a[i] && b[j]; then { return x->next; } else { y |= 1 << z; } is it.",
     "command": "Use --with-foo=/usr/bin --with-bar=/usr/lib to set the $PATH for the %s in it.",
     "names": "Thanks to Ada Lovelace, Grace Hopper, Alan Turing, and to Edsger Dijkstra.",
+    "figures": "In 2019 it was 12 of the 300, and in 2020 it was 15 of the 400 that there are.",
+    "signs": "Here the *first and the #second are with plain words, so the signs give it away.",
     "symbols": "PGUP PGDN HOME END INS DEL F1 F2 F3 F4 F5 F6 F7 F8 F9 F10.",
     "german": "Wenn die Datei nicht vorhanden ist, bricht der Befehl mit einer Fehlermeldung ab.",
     "french": "Si le fichier est absent, la commande se termine et affiche un message d'erreur.",
