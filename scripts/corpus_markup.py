@@ -1,6 +1,5 @@
 """HTML and XML pages, man pages and plain text as titles and candidate paragraphs."""
 
-import gzip
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -17,14 +16,11 @@ class Page(NamedTuple):
 def read_page(path: str, content: bytes) -> Page | None:
     """The page at a path of a package; None where the path names no documentation we read.
 
-    Raises:
-        OSError, EOFError: a damaged .gz file.
+    The content is decompressed already, also where the path ends in .gz.
     """
     parse = _parser(path)
     if parse is None:
         return None
-    if path.endswith((".gz", ".dz")):
-        content = gzip.decompress(content)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -42,8 +38,9 @@ def squeeze(text: str) -> str:
 
 # Indices, lists of members and source listings hold no prose; _sources repeats the HTML pages.
 _SKIPPED = re.compile(
-    r"/(_sources|_modules|index-files|class-use)/|/share/help/(?!C/)|/(copyright|changelog|genindex|search)[^/]*$"
-    r"|/(py-modindex|package-tree|overview-tree|allclasses)[^/]*$|(_source|-members)\.html$"
+    r"/(_sources|_modules|index-files|class-use)/|/share/help/(?!C/)"
+    r"|/(copyright|changelog|genindex|search|py-modindex|package-tree|overview-tree|allclasses)[^/]*$"
+    r"|(_source|-members)\.html$"
 )
 _MAN = re.compile(r"/man/man\d\w*/[^/]+$")
 

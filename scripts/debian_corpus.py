@@ -8,6 +8,7 @@ and the Python standard library. The packages are named in debian_packages.txt, 
 
 import argparse
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -83,13 +85,21 @@ def fail(message: str) -> NoReturn:
 
 
 def warn(message: str) -> None:
+    progress("")
     print(f"debian_corpus: {message}", file=sys.stderr)
+
+
+def progress(message: str) -> None:
+    """Replace the last line of a terminal; elsewhere say nothing."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{message}", end="", file=sys.stderr, flush=True)
 
 
 def download(name: str, cache: Path) -> Path | None:
     """The package in the cache, downloaded if it is not there; None, and a warning, if neither."""
     if found := sorted(cache.glob(f"{name}_*.deb")):
         return found[-1]
+    progress(f"downloading {name}")
     # By way of a folder of its own: an interrupted download never looks like a package.
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         command = ["apt-get", "download", "--quiet", name]
@@ -119,6 +129,8 @@ def build(debs: list[Path], out: Path) -> list[Package]:
             for document in without_duplicates(documents, seen, package):
                 shards.write(package.name, document)
             packages.append(package)
+            progress(f"{len(packages)} of {len(debs)} packages read")
+    progress("")
     shards.close()
     manifest = {"packages": [asdict(package) for package in packages], "files": shards.checksums}
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -136,10 +148,7 @@ def read_package(deb: Path) -> tuple[Package, list[Document]] | None:
     documents = []
     try:
         for path, content in files(deb):
-            try:
-                page = read_page(path, content)
-            except (OSError, EOFError):
-                continue  # one damaged .gz among thousands of files
+            page = read_page(path, content)
             if page is not None:
                 package.bytes_read += len(content)
                 prose = [p for p in page.paragraphs if is_prose(p)]
@@ -151,7 +160,7 @@ def read_package(deb: Path) -> tuple[Package, list[Document]] | None:
 
 
 def files(deb: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and content of a package's regular files; nothing is unpacked to the disk."""
+    """Path and content, decompressed, of a package's files; nothing is written to the disk."""
     command = ["dpkg-deb", "--fsys-tarfile", deb]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
@@ -159,8 +168,15 @@ def files(deb: Path) -> Iterator[tuple[str, bytes]]:
     ):
         for member in archive:
             file = archive.extractfile(member) if member.isreg() else None
-            if file is not None and member.size <= _MAX_FILE:
-                yield member.name.removeprefix("."), file.read()
+            if file is None or member.size > _MAX_FILE:
+                continue
+            path, content = member.name.removeprefix("."), file.read()
+            if path.endswith((".gz", ".dz")):
+                try:
+                    content = gzip.decompress(content)
+                except (OSError, EOFError, zlib.error):
+                    continue  # one damaged file among thousands
+            yield path, content
 
 
 def without_duplicates(

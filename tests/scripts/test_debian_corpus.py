@@ -66,8 +66,7 @@ def test_html_drops(dropped: str) -> None:
 def test_man_page_loses_fonts_tags_and_examples() -> None:
     page = read_page(
         "/usr/share/man/man1/grep.1.gz",
-        gzip.compress(
-            rb""".\" A comment
+        rb""".\" A comment
 .TH GREP 1 "2023\-01\-01"
 .de xx
 .B never
@@ -91,8 +90,7 @@ a b
 .TE
 .PP
 It\(aqs a \*(lqlast\*(rq \s-1NFA\s0 with a C:\e path.
-"""
-        ),
+""",
     )
     assert page is not None
     assert page.title == "GREP"
@@ -189,7 +187,9 @@ def _deb(root: Path, pages: dict[str, str]) -> Path:
     folder = root / "usr/share/doc" / root.name
     folder.mkdir(parents=True)
     for name, page in pages.items():
-        (folder / f"{name}.html").write_text(f"<title>{name}</title>{page}")
+        content = gzip.compress(f"<title>{name}</title>{page}".encode())
+        (folder / f"{name}.html.gz").write_bytes(content)
+    (folder / "damaged.html.gz").write_bytes(content[:-20])
     deb = root.parent / f"{root.name}_1.0_all.deb"
     subprocess.run(["dpkg-deb", "--build", root, deb], check=True, capture_output=True)
     return deb
@@ -205,8 +205,8 @@ def test_the_same_packages_give_the_same_corpus(debs: list[Path], tmp_path: Path
         assert path.read_bytes() == (second / path.name).read_bytes()
     lines = [json.loads(line) for line in (first / "debian-00.jsonl").read_text().splitlines()]
     assert [(line["source"], line["path"], line["title"]) for line in lines] == [
-        ("one", "/usr/share/doc/one/a.html", "a"),
-        ("two", "/usr/share/doc/two/d.html", "d"),
+        ("one", "/usr/share/doc/one/a.html.gz", "a"),
+        ("two", "/usr/share/doc/two/d.html.gz", "d"),
     ]
     texts = [line["text"].split("\n\n") for line in lines]
     assert [len(text) for text in texts] == [4, 6]
