@@ -210,6 +210,7 @@ _INLINE = [
     (re.compile(r":[\w:+-]+:`~?([^`<]+?)\s*(?:<[^>]*>)?`"), r"\1"),  # a role
     (re.compile(r"`([^`<]+?)\s*<[^>]*>`__?"), r"\1"),  # a link
     (re.compile(r"!?\[([^]]*)\]\([^)\s]*\)"), r"\1"),  # a Markdown link
+    (re.compile(r"\{([^{}\\]+)\}"), r"\1"),  # a reference in a dictionary
     (re.compile(r"``?([^`\n]+?)``?_{0,2}(?!\w)"), r"\1"),
     (re.compile(r"(?<![\w*])(\*\*?)(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])"), r"\2"),
 ]
