@@ -76,7 +76,7 @@ _DROPPED = _names(
     "programlisting screen synopsis literallayout indexterm informaltable"
 )
 _DROPPED_CLASSES = _names(
-    "headerlink related sphinxsidebar toc toctree-wrapper navheader navfooter navigation "
+    "related sphinxsidebar toc toctree-wrapper navheader navfooter navigation "
     "navbar breadcrumb memproto fragment navpath ttc nav sidebar highlight "
     "programlisting screen synopsis"
 )
@@ -106,9 +106,8 @@ class _Html(HTMLParser):
             tag not in _VOID
             and not _DROPPED_CLASSES.isdisjoint((dict(attrs).get("class") or "").split())
         ):
+            self.flush()
             self.dropped, self.depth = tag, 1
-            if tag in _BLOCKS or tag in _DROPPED:
-                self.flush()
         elif tag in _BLOCKS:
             self.flush()
         elif tag == "br":

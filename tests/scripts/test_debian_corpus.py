@@ -104,7 +104,7 @@ It\(aqs a \*(lqlast\*(rq \s-1NFA\s0 with a C:\e path.
 
 def test_plain_text_splits_items_and_drops_inline_markup() -> None:
     text = (
-        "See the ``shell`` and :ref:`the guide <g>`, `a link <h://x>`_, **now**\nor [later](u) {on}.\n"
+        "See the ``shell`` and :ref:`the guide <g>`, `a link <h:x>`_, **now**\nor [later](u) {on}.\n"
         "\n* First item\n  goes on.\n* Second\n\n*Note Loops: Loops. Also *note Jumps::."
     )
     assert paragraphs("/x/a.rst", text) == [
