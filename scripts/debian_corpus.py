@@ -217,7 +217,9 @@ class Shards:
             self.close()
 
     def close(self) -> None:
-        """Write the lines gathered so far as the next file."""
+        """Write the lines gathered so far, if any, as the next file."""
+        if not self.lines:
+            return
         path = self.folder / f"debian-{len(self.checksums):02}.jsonl"
         path.write_bytes(b"".join(self.lines))
         self.checksums[path.name] = checksum(path)

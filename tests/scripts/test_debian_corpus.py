@@ -104,11 +104,11 @@ It\(aqs a \*(lqlast\*(rq \s-1NFA\s0 with a C:\e path.
 
 def test_plain_text_splits_items_and_drops_inline_markup() -> None:
     text = (
-        "See the ``shell`` and :ref:`the guide <g>`, `a link <h:x>`_, **now**\nor [later](u) {on}.\n"
+        "The ``shell`` and :ref:`the guide <g>`, `a link <h:x>`_, **now**\nor [later](u) {on}.\n"
         "\n* First item\n  goes on.\n* Second\n\n*Note Loops: Loops. Also *note Jumps::."
     )
     assert paragraphs("/x/a.rst", text) == [
-        "See the shell and the guide, a link, now or later on.",
+        "The shell and the guide, a link, now or later on.",
         "First item goes on.",
         "Second",
         "“Loops”. Also “Jumps”.",
