@@ -204,11 +204,14 @@ def _unescape(text: str) -> str:
 
 _ITEM = re.compile(r"\n(?=\s*(?:[-*+•]|\(?\d{1,2}[.)])\s+\S)")
 _BULLET = re.compile(r"^\s*(?:[-*+•]|\(?\d{1,2}[.)])\s+")
+_UNDERLINE = re.compile(r"\n[ \t]*([-=~^\"'#*+._])\1{2,}[ \t]*(?=\n)")
 _INLINE = [
     (re.compile(r"\*[Nn]ote\s+([^:]+?)(?:::|:[^.,]*(?=[.,]))"), r"“\1”"),  # Info
     (re.compile(r":[\w:+-]+:`~?([^`<]+?)\s*(?:<[^>]*>)?`"), r"\1"),  # a role
     (re.compile(r"`([^`<]+?)\s*<[^>]*>`__?"), r"\1"),  # a link
     (re.compile(r"!?\[([^]]*)\]\([^)\s]*\)"), r"\1"),  # a Markdown link
+    (re.compile(r"\|([\w:'()-]+)\|"), r"\1"),  # Vim's tags, substitutions
+    (re.compile(r"::$"), ":"),  # before code
     (re.compile(r"\{([^{}\\]+)\}"), r"\1"),  # a reference in a dictionary
     (re.compile(r"``?([^`\n]+?)``?_{0,2}(?!\w)"), r"\1"),
     (re.compile(r"(?<![\w*])(\*\*?)(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])"), r"\2"),
@@ -218,6 +221,7 @@ _INLINE = [
 def plain(text: str) -> Page:
     """Blocks between blank lines, one for each item of a list, without inline markup."""
     paragraphs = []
+    text = _UNDERLINE.sub("\n", text)
     for block in re.split(r"\n[ \t\x1f\f%]*\n", text):
         for item in _ITEM.split(block):
             item = _BULLET.sub("", item)

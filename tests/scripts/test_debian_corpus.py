@@ -106,12 +106,16 @@ def test_plain_text_splits_items_and_drops_inline_markup() -> None:
     text = (
         "The ``shell`` and :ref:`the guide <g>`, `a link <h:x>`_, **now**\nor [later](u) {on}.\n"
         "\n* First item\n  goes on.\n* Second\n\n*Note Loops: Loops. Also *note Jumps::."
+        "\n\nHeading\n-------\nText, with |tags|, comes before the code::\n\n    x = 1"
     )
     assert paragraphs("/x/a.rst", text) == [
         "The shell and the guide, a link, now or later on.",
         "First item goes on.",
         "Second",
         "“Loops”. Also “Jumps”.",
+        "Heading",
+        "Text, with tags, comes before the code:",
+        "x = 1",
     ]
 
 
