@@ -166,19 +166,24 @@ def test_fingerprint_sees_past_spaces_signs_digits_and_case() -> None:
 
 
 SENTENCE = "Paragraph {} of this page is about the things that {} can do with it when it is there. "
-WORDS = ("owls", "bees", "cats", "dogs", "cows", "pigs")
+NUMBERS = ("one", "two", "three", "four")
 
 
 @pytest.fixture
 def debs(tmp_path: Path) -> list[Path]:
-    """Two packages; the second repeats most of the first, and has a page of its own."""
+    """Two packages; the second repeats the first, and has pages of its own in two formats."""
     if shutil.which("dpkg-deb") is None:
         pytest.skip("needs dpkg-deb")
-    shared = "".join(f"<p>{SENTENCE.format(n, word) * 2}</p>" for n, word in enumerate(WORDS[:4]))
-    own = "".join(f"<p>{SENTENCE.format(n, word) * 4}</p>" for n, word in enumerate(WORDS))
+    shared, own = ([SENTENCE.format(n, w) * 3 for n in NUMBERS] for w in ("owls", "bees"))
+    html = "<title>Page</title><p>" + "<p>".join(shared)
     pages = {
-        "one": {"b": shared, "a": shared},
-        "two": {"c": shared, "d": own, "e": "<p>Short.</p>"},
+        "one": {"b.html": html, "a.html": html},
+        "two": {
+            "a.txt": "\n\n".join([*own, "* " + SENTENCE.format("five", "cats") * 9]),
+            "c.html": html,
+            "d.html": "<title>Own</title><p>" + "<p>".join([*shared[:2], *own]),
+            "e.html": "<p>" + SENTENCE.format("six", "dogs"),
+        },
     }
     return [_deb(tmp_path / name, files) for name, files in pages.items()]
 
@@ -191,8 +196,8 @@ def _deb(root: Path, pages: dict[str, str]) -> Path:
     folder = root / "usr/share/doc" / root.name
     folder.mkdir(parents=True)
     for name, page in pages.items():
-        content = gzip.compress(f"<title>{name}</title>{page}".encode())
-        (folder / f"{name}.html.gz").write_bytes(content)
+        content = gzip.compress(page.encode())
+        (folder / f"{name}.gz").write_bytes(content)
     (folder / "damaged.html.gz").write_bytes(content[:-20])
     deb = root.parent / f"{root.name}_1.0_all.deb"
     subprocess.run(["dpkg-deb", "--build", root, deb], check=True, capture_output=True)
@@ -209,15 +214,15 @@ def test_the_same_packages_give_the_same_corpus(debs: list[Path], tmp_path: Path
         assert path.read_bytes() == (second / path.name).read_bytes()
     lines = [json.loads(line) for line in (first / "debian-00.jsonl").read_text().splitlines()]
     assert [(line["source"], line["path"], line["title"]) for line in lines] == [
-        ("one", "/usr/share/doc/one/a.html.gz", "a"),
-        ("two", "/usr/share/doc/two/d.html.gz", "d"),
+        ("one", "/usr/share/doc/one/a.html.gz", "Page"),
+        ("two", "/usr/share/doc/two/d.html.gz", "Own"),
     ]
     texts = [line["text"].split("\n\n") for line in lines]
-    assert [len(text) for text in texts] == [4, 6]
-    assert len({paragraph for text in texts for paragraph in text}) == 10
+    assert [len(text) for text in texts] == [4, 4]
+    assert len({paragraph for text in texts for paragraph in text}) == 8
     assert [(p.version, p.documents, p.duplicates) for p in packages] == [
         ("1:1.0", 1, 4),
-        ("1:1.0", 1, 4),
+        ("1:1.0", 1, 4 + 2 + 4),
     ]
     assert sum(p.bytes_kept for p in packages) == sum(len(line["text"].encode()) for line in lines)
     assert "2 packages" in debian_corpus.table(packages)
