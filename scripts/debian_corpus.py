@@ -119,7 +119,8 @@ def build(debs: list[Path], out: Path) -> list[Package]:
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("debian-*.jsonl"):
         old.unlink()
-    shards, packages, seen = Shards(out), [], set()
+    shards, seen = Shards(out), set[bytes]()
+    packages: list[Package] = []
     with ProcessPoolExecutor() as pool:
         for deb, read in zip(debs, pool.map(read_package, debs), strict=True):
             if read is None:
@@ -162,7 +163,7 @@ def read_package(deb: Path) -> tuple[Package, list[Document]] | None:
 
 def files(deb: Path) -> Iterator[tuple[str, bytes]]:
     """Path and content, decompressed, of a package's files; nothing is written to the disk."""
-    command = ["dpkg-deb", "--fsys-tarfile", deb]
+    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
         tarfile.open(fileobj=process.stdout, mode="r|") as archive,
