@@ -1,11 +1,14 @@
 """Steps whose gradient is not finite, in the loop itself."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridnorm.data.prepare import prepare
 from hybridnorm.placement import placement
@@ -95,3 +98,29 @@ def test_the_first_place_in_the_forward_pass_is_named(
     else:
         expected = ""
     assert first_nonfinite(trainer.model, batch) == expected
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for the device: reading a value of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.equal.default,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_training_step_never_waits_for_the_device(recipe: Recipe, tmp_path: Path) -> None:
+    masked = replace(recipe, train=replace(recipe.train, z_loss=1e-4, micro_batch_size=2))
+    trainer = make_trainer(masked, tmp_path / "run")
+    with Reads() as reads:
+        trainer._train_step()
+        assert reads.count == 0
+        trainer.log.read()
+        float(torch.ones(()))
+        assert reads.count > 0, "the count must see a reading"
