@@ -5,6 +5,7 @@
 The model is single-device maths and knows of none of this, except that parameters may be DTensors.
 """
 
+import warnings
 from functools import partial
 from typing import Any, Literal
 
@@ -104,6 +105,8 @@ def shard_matrices(model: Transformer, mesh: DeviceMesh) -> None:
     (OLMo 2's q and k norms) sums its statistic over the ranks. Embedding, head and all norms of
     the stream are the same on every tensor rank.
     """
+    # FSDP warns that a local tensor is a view; nothing here writes to one in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     config, degree = model.config, mesh.size()
     for name, size in (("n_kv_heads", config.kv_heads), ("d_ff", config.d_ff)):
         if size % degree:

@@ -111,6 +111,8 @@ def open_world(device: str, layout: ParallelConfig) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if local.type == "cuda" else "gloo")
     try:
         mesh = init_device_mesh(local.type, mesh_shape, mesh_dim_names=MESH_DIMENSIONS)
+        sharded = mesh["shard", "tensor"]
+        sharded._flatten()  # one reduction over both for the gradient norm, not one after the other
         yield World(local, dist.get_rank(), size, mesh)
     finally:
         dist.destroy_process_group()
