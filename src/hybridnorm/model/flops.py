@@ -16,12 +16,19 @@ class ParameterCounts:
     """Of the output matrix; 0 where it is tied to the embedding."""
     matrices: int
     """Of the matrices of all blocks."""
+    idle: int
+    """Of `matrices`, those of the experts that one token does not use."""
     vectors: int
     """Norm gains and biases, and learned scales."""
 
     @property
     def total(self) -> int:
         return self.embedding + self.head + self.non_embedding
+
+    @property
+    def active(self) -> int:
+        """Those that one token uses."""
+        return self.total - self.idle
 
     @property
     def non_embedding(self) -> int:
@@ -36,29 +43,44 @@ def parameter_counts(config: ModelConfig, placement: Placement) -> ParameterCoun
         HybridNormError: no vocabulary size.
     """
     n_layers, d_model = config.n_layers, config.d_model
-    blocks = [placement.block(layer, n_layers) for layer in range(n_layers)]
-    vectors = sum(
-        _sublayer_vectors(sublayer, config)
-        for block in blocks
-        for sublayer in (block.attention, block.feed_forward)
-    )
+    vectors = 0
+    for layer in range(n_layers):
+        block = placement.block(layer, n_layers)
+        vectors += sum(
+            _sublayer_vectors(sublayer, config, layer)
+            for sublayer in (block.attention, block.feed_forward)
+        )
     vectors += _scale_size(placement.embed_scale, d_model)
     ends = (placement.embed_norm, placement.final(n_layers))
     vectors += sum(_norm_size(norm, d_model) for norm in ends)
     embedding = config.padded_vocab_size * d_model
+    matrices = sum(block_matrices(config, layer) for layer in range(n_layers))
     return ParameterCounts(
         embedding=embedding,
         head=0 if config.tie_embeddings else embedding,
-        matrices=n_layers * block_matrices(config),
+        matrices=matrices,
+        idle=matrices - _active_matrices(config),
         vectors=vectors,
     )
 
 
-def block_matrices(config: ModelConfig) -> int:
-    """Elements of the matrices of one block: q, k, v, o, and two or (gated) three of width d_ff."""
-    kv_width = config.kv_heads * config.head_dim
-    n_feed_forward = 3 if config.activation == "swiglu" else 2
-    return config.d_model * (2 * config.d_model + 2 * kv_width + n_feed_forward * config.d_ff)
+def block_matrices(config: ModelConfig, layer: int, *, active: bool = False) -> int:
+    """Elements of the matrices of block `layer`, or of those that one token uses (`active`).
+
+    Attention has q, k, v, o; a feed-forward network two or (gated) three of width d_ff; a mixture
+    of experts a router and three for each expert.
+    """
+    d_model, kv_width = config.d_model, config.kv_heads * config.head_dim
+    attention = d_model * (2 * d_model + 2 * kv_width)
+    if not config.has_experts(layer):
+        n_matrices = 3 if config.activation == "swiglu" else 2
+        return attention + n_matrices * d_model * config.d_ff
+    n_used = (config.top_k if active else config.n_experts) + config.n_shared_experts
+    return attention + d_model * (config.n_experts + 3 * n_used * config.expert_width)
+
+
+def _active_matrices(config: ModelConfig) -> int:
+    return sum(block_matrices(config, layer, active=True) for layer in range(config.n_layers))
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:
@@ -66,33 +88,47 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
 
     The convention of model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B): matrix products
     only, two FLOPs per multiply-add, the backward pass twice the forward pass, nothing for what
-    is recomputed; every token attends to the whole sequence (a causal kernel does half of that);
-    the head counts, the embedding lookup and the rows that pad the vocabulary do not.
+    is recomputed, nor for experts that a token does not use; every token attends to the whole
+    sequence (a causal kernel does half of that); the head counts, the embedding lookup and the
+    rows that pad the vocabulary do not.
 
     Raises:
         HybridNormError: no vocabulary size.
     """
     vocab_size = config.vocab_size or config.padded_vocab_size  # which raises: there is none
-    products = config.n_layers * block_matrices(config) + config.d_model * vocab_size
+    products = _active_matrices(config) + config.d_model * vocab_size
     attention = config.n_layers * 2 * seq_len * config.d_model
     return 3 * 2 * (products + attention)
 
 
-def norm_width(name: str, config: ModelConfig) -> int:
+def norm_width(name: str, config: ModelConfig, layer: int) -> int:
     """Features of one token that the norm in field `name` of a sublayer acts on."""
     kv_width = config.kv_heads * config.head_dim
-    widths = {"k_norm": kv_width, "v_norm": kv_width, "mid_norm": config.d_ff}
+    hidden = config.d_ff
+    if config.has_experts(layer):
+        hidden = (config.top_k + config.n_shared_experts) * config.expert_width
+    widths = {"k_norm": kv_width, "v_norm": kv_width, "mid_norm": hidden}
     return widths.get(name, config.d_model)
 
 
-def _sublayer_vectors(spec: Sublayer, config: ModelConfig) -> int:
+def _sublayer_vectors(spec: Sublayer, config: ModelConfig, layer: int) -> int:
     norms = sum(
-        # The heads share one gain.
-        _norm_size(norm, config.head_dim if _is_per_head(name, norm) else norm_width(name, config))
+        _norm_size(norm, width)
         for name, norm in norms_of(spec).items()
+        for width in _gain_widths(name, norm, config, layer)
     )
     scales = (spec.input_scale, spec.skip_scale, spec.branch_scale)
     return norms + sum(_scale_size(scale, config.d_model) for scale in scales)
+
+
+def _gain_widths(name: str, norm: Norm, config: ModelConfig, layer: int) -> list[int]:
+    """Heads share one gain, and so do the experts; the shared ones have another."""
+    if _is_per_head(name, norm):
+        return [config.head_dim]
+    if name == "mid_norm" and config.has_experts(layer):
+        shared = config.n_shared_experts * config.expert_width
+        return [config.expert_width, shared] if shared else [config.expert_width]
+    return [norm_width(name, config, layer)]
 
 
 def _is_per_head(name: str, norm: Norm) -> bool:
