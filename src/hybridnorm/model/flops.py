@@ -15,9 +15,11 @@ class ParameterCounts:
     head: int
     """Of the output matrix; 0 where it is tied to the embedding."""
     matrices: int
-    """Of the matrices of all blocks."""
-    idle: int
-    """Of `matrices`, those of the experts that one token does not use."""
+    """Of the matrices of all blocks, experts left out."""
+    experts: int
+    """Of the experts that a router chooses from."""
+    active_experts: int
+    """Of those that it chooses for one token."""
     vectors: int
     """Norm gains and biases, and learned scales."""
 
@@ -28,12 +30,12 @@ class ParameterCounts:
     @property
     def active(self) -> int:
         """Those that one token uses."""
-        return self.total - self.idle
+        return self.total - self.experts + self.active_experts
 
     @property
     def non_embedding(self) -> int:
         """Without embedding and head, as scaling laws count."""
-        return self.matrices + self.vectors
+        return self.matrices + self.experts + self.vectors
 
 
 def parameter_counts(config: ModelConfig, placement: Placement) -> ParameterCounts:
@@ -54,33 +56,39 @@ def parameter_counts(config: ModelConfig, placement: Placement) -> ParameterCoun
     ends = (placement.embed_norm, placement.final(n_layers))
     vectors += sum(_norm_size(norm, d_model) for norm in ends)
     embedding = config.padded_vocab_size * d_model
-    matrices = sum(block_matrices(config, layer) for layer in range(n_layers))
     return ParameterCounts(
         embedding=embedding,
         head=0 if config.tie_embeddings else embedding,
-        matrices=matrices,
-        idle=matrices - _active_matrices(config),
+        matrices=sum(block_matrices(config, layer) for layer in range(n_layers)),
+        experts=sum(expert_matrices(config, layer) for layer in range(n_layers)),
+        active_experts=_active_experts(config),
         vectors=vectors,
     )
 
 
-def block_matrices(config: ModelConfig, layer: int, *, active: bool = False) -> int:
-    """Elements of the matrices of block `layer`, or of those that one token uses (`active`).
+def block_matrices(config: ModelConfig, layer: int) -> int:
+    """Elements of the matrices of block `layer` that every token uses.
 
-    Attention has q, k, v, o; a feed-forward network two or (gated) three of width d_ff; a mixture
-    of experts a router and three for each expert.
+    Attention has q, k, v, o; a feed-forward network (or the shared experts, as one) two or, gated,
+    three; experts have a router.
     """
     d_model, kv_width = config.d_model, config.kv_heads * config.head_dim
     attention = d_model * (2 * d_model + 2 * kv_width)
-    if not config.has_experts(layer):
-        n_matrices = 3 if config.activation == "swiglu" else 2
-        return attention + n_matrices * d_model * config.d_ff
-    n_used = (config.top_k if active else config.n_experts) + config.n_shared_experts
-    return attention + d_model * (config.n_experts + 3 * n_used * config.expert_width)
+    if config.has_experts(layer):
+        shared = 3 * config.n_shared_experts * config.expert_width
+        return attention + d_model * (config.n_experts + shared)
+    n_matrices = 3 if config.activation == "swiglu" else 2
+    return attention + n_matrices * d_model * config.d_ff
 
 
-def _active_matrices(config: ModelConfig) -> int:
-    return sum(block_matrices(config, layer, active=True) for layer in range(config.n_layers))
+def expert_matrices(config: ModelConfig, layer: int) -> int:
+    """Elements of the experts that the router of block `layer` chooses from."""
+    return config.has_experts(layer) * config.n_experts * 3 * config.d_model * config.expert_width
+
+
+def _active_experts(config: ModelConfig) -> int:
+    everything = sum(expert_matrices(config, layer) for layer in range(config.n_layers))
+    return everything * config.top_k // max(1, config.n_experts)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:
@@ -96,7 +104,8 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
         HybridNormError: no vocabulary size.
     """
     vocab_size = config.vocab_size or config.padded_vocab_size  # which raises: there is none
-    products = _active_matrices(config) + config.d_model * vocab_size
+    products = sum(block_matrices(config, layer) for layer in range(config.n_layers))
+    products += _active_experts(config) + config.d_model * vocab_size
     attention = config.n_layers * 2 * seq_len * config.d_model
     return 3 * 2 * (products + attention)
 

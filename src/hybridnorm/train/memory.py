@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from hybridnorm.model.flops import block_matrices, norm_width, parameter_counts
+from hybridnorm.model.flops import (
+    block_matrices,
+    expert_matrices,
+    norm_width,
+    parameter_counts,
+)
 from hybridnorm.placement import Placement
 from hybridnorm.placement.spec import AttentionSpec, BlockSpec, Sublayer, norms_of
 from hybridnorm.train.config import Recipe
@@ -46,10 +51,11 @@ def memory_estimate(
     counts = parameter_counts(recipe.model, placement)
     matrices = counts.matrices // recipe.parallel.tensor
     ends = counts.embedding + counts.head
-    rest = ends + counts.vectors
+    rest = ends + counts.experts + counts.vectors
     per_matrix = 1 if recipe.optimizer.name == "muon" else 2
     passes = _Passes(recipe, placement, micro_batch_size * recipe.train.seq_len)
-    gathered = _FLOAT32 * (ends + 2 * matrices // recipe.model.n_layers) if shard > 1 else 0
+    in_blocks = 2 * (matrices + counts.experts) // recipe.model.n_layers
+    gathered = _FLOAT32 * (ends + in_blocks) if shard > 1 else 0
     weights = _FLOAT32 * (matrices + rest) // shard
     return MemoryEstimate(
         weights=weights,
@@ -80,7 +86,11 @@ class _Passes:
         """What recomputing the largest block adds to what is kept of it."""
         if self.mode == "none":
             return 0
-        return max(self.blocks[layer] - self._kept(layer) for layer in self._layers())
+        # Among them, rows of experts meet their gradients.
+        return max(
+            self.blocks[layer] - self._kept(layer) + self.tokens * self._rows(layer)
+            for layer in self._layers()
+        )
 
     def head(self) -> int:
         """Of the final norm and the output matrix."""
@@ -117,7 +127,7 @@ class _Passes:
         sublayers = (spec.attention, spec.feed_forward)
         per_token = sum(self._sublayer(sublayer, layer) for sublayer in sublayers)
         matrices = block_matrices(self.config, layer) // self.tensor
-        return self.tokens * per_token + self._cast(matrices)
+        return self.tokens * per_token + self._cast(matrices + expert_matrices(self.config, layer))
 
     def _sublayer(self, spec: Sublayer, layer: int) -> int:
         """Bytes per token: the branch's input, each norm, and what the branch itself keeps."""
@@ -133,14 +143,13 @@ class _Passes:
         else:
             branch = width * self._hidden(layer) * (4 if config.activation == "swiglu" else 2)
             if config.has_experts(layer):
-                branch += self._routed()
+                branch += self._rows(layer) + 3 * _FLOAT32 * config.n_experts  # router, softmax
         return stream + norms + branch // self.tensor
 
-    def _routed(self) -> int:
-        """Bytes per token of the router, and of the rows that go to experts and come back."""
+    def _rows(self, layer: int) -> int:
+        """Bytes per token of the rows that go to its experts and come back."""
         config = self.config
-        rows = 2 * self.width * config.top_k * config.d_model
-        return rows + 3 * _FLOAT32 * config.n_experts
+        return config.has_experts(layer) * 2 * self.width * config.top_k * config.d_model
 
     def _cast(self, weights: int) -> int:
         """Copies of weights in the activations' dtype."""

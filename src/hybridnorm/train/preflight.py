@@ -76,7 +76,7 @@ def preflight(recipe: Recipe, placement: Placement, mix: Mix, world_size: int = 
 
 
 def _parameters(counts: ParameterCounts) -> str:
-    active = f", {_si(counts.active)} active" if counts.idle else ""
+    active = f", {_si(counts.active)} active" if counts.experts else ""
     return f"{_si(counts.total)}{active} ({_si(counts.non_embedding)} without embeddings)"
 
 
