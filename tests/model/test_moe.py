@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from hybridnorm.model.generate import generate
 from hybridnorm.model.grouped import grouped_linear
 from hybridnorm.model.moe import MoE, load_balance
 from hybridnorm.model.norms import Site
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.parallelize import parallelize, shard_matrices
 from hybridnorm.model.transformer import Losses, Transformer
 from hybridnorm.placement import placement, spec
 
@@ -298,6 +299,11 @@ def test_bad_configurations_are_one_line(fields: dict[str, Any], message: str) -
     with pytest.raises(HybridNormError, match=message) as caught:
         replace(CONFIG, **fields)
     assert "\n" not in str(caught.value)
+
+
+def test_tensor_parallelism_is_refused_in_one_line() -> None:
+    with pytest.raises(HybridNormError, match="experts are not split over tensor-parallel ranks"):
+        shard_matrices(Transformer(CONFIG), SimpleNamespace(size=lambda: 2))  # type: ignore[arg-type]
 
 
 def test_published_parameter_counts() -> None:
