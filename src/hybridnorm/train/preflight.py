@@ -92,7 +92,7 @@ def _experts(config: ModelConfig) -> str:
     if not config.n_experts:
         return ""
     shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
-    every = f" in every {config.moe_every}. block" if config.moe_every > 1 else ""
+    every = f" in one of {config.moe_every} blocks" if config.moe_every > 1 else ""
     return (
         f", {config.top_k} of {config.n_experts}{shared} experts of width "
         f"{config.expert_width}{every}"
