@@ -169,6 +169,7 @@ PRESETS: dict[str, ModelConfig] = {
         d_model=2048,
         n_layers=16,
         n_heads=16,
+        n_kv_heads=16,
         d_ff=1024,
         n_experts=64,
         top_k=8,
