@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridnorm.model.config import PRESETS, ModelConfig
 from hybridnorm.model.flops import flops_per_token, parameter_counts
+from hybridnorm.model.grouped import GroupedLinear
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placement import placement, strategies
 
@@ -19,12 +20,26 @@ SHAPES = {
     "one kv head": replace(SMALL, n_kv_heads=1),
     "gelu": replace(SMALL, activation="gelu"),
     "untied": replace(SMALL, tie_embeddings=False),
+    "experts": replace(SMALL, n_experts=4, top_k=3),
+    "shared experts, in part": replace(
+        SMALL, n_experts=4, d_expert=24, n_shared_experts=2, moe_every=2
+    ),
 }
+
+
+def looped(layer: GroupedLinear, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Products that PyTorch counts: it does not know grouped ones."""
+    sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    parts = zip(x.split(sizes), layer.weight, strict=True)
+    return torch.cat([rows @ weight.T for rows, weight in parts])
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", ["pre-norm", "hybridnorm-star", "subln"])
-def test_flops_are_those_pytorch_counts(config: ModelConfig, name: str) -> None:
+def test_flops_are_those_pytorch_counts(
+    config: ModelConfig, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GroupedLinear, "forward", looped)
     model = Transformer(config, placement(name))
     ids = torch.randint(config.vocab_size or 0, (2, 24))
     # The math kernel's products are counted; it computes the whole square, as the convention does.
@@ -43,6 +58,7 @@ def test_parameters_are_those_of_the_model(config: ModelConfig, name: str) -> No
         "embedding": lambda name, ndim: name.startswith("embedding."),
         "head": lambda name, ndim: name.startswith("head."),
         "matrices": lambda name, ndim: name.startswith("blocks.") and ndim == 2,
+        "experts": lambda name, ndim: ndim == 3,
         "vectors": lambda name, ndim: ndim == 1,
     }
     for kind, belongs in by_kind.items():

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridnorm.data.prepare import prepare
+from hybridnorm.model.transformer import Losses
 from hybridnorm.placement import placement
 from hybridnorm.train.config import Recipe
 from hybridnorm.train.feed import Batch
@@ -61,13 +62,15 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_touches_nothing(
 ) -> None:
     trainer = make_trainer(recipe, tmp_path / "run")
     before: list[dict[str, torch.Tensor]] = []
-    loss = trainer.model.loss
+    whole = trainer.model.losses
 
-    def poisoned(*batch: torch.Tensor) -> torch.Tensor:
+    def poisoned(*batch: torch.Tensor, with_z: bool) -> Losses:
         before.append(weights(trainer))
-        return loss(*batch) * (float("nan") if len(before) == 4 else 1.0)
+        losses = whole(*batch, with_z=with_z)
+        factor = float("nan") if len(before) == 4 else 1.0
+        return losses._replace(cross_entropy=losses.cross_entropy * factor)
 
-    trainer.model.loss = poisoned  # type: ignore[method-assign]
+    trainer.model.losses = poisoned  # type: ignore[method-assign]
     with Report(trainer.recipe, tmp_path / "run", QUIET) as report:
         trainer.run(report)
     changed = [
@@ -115,12 +118,27 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_training_step_never_waits_for_the_device(recipe: Recipe, tmp_path: Path) -> None:
-    masked = replace(recipe, train=replace(recipe.train, z_loss=1e-4, micro_batch_size=2))
-    trainer = make_trainer(masked, tmp_path / "run")
+@pytest.mark.parametrize("n_experts", [0, 4])
+def test_a_training_step_never_waits_for_the_device(
+    n_experts: int, recipe: Recipe, tmp_path: Path
+) -> None:
+    busy = replace(
+        recipe,
+        model=replace(recipe.model, n_experts=n_experts),
+        train=replace(recipe.train, z_loss=1e-4, micro_batch_size=2),
+    )
+    trainer = make_trainer(busy, tmp_path / "run")
     with Reads() as reads:
         trainer._train_step()
         assert reads.count == 0
         trainer.log.read()
         float(torch.ones(()))
         assert reads.count > 0, "the count must see a reading"
+
+
+def test_a_router_whose_logits_overflow_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    mixture = replace(recipe, model=replace(recipe.model, n_experts=4))
+    trainer = make_trainer(mixture, tmp_path / "run")
+    trainer.model.blocks[1].feed_forward.branch.router.weight.data.fill_(3e38)
+    found = first_nonfinite(trainer.model, next(trainer.feed.step(0)))
+    assert found == "the output of blocks.1.feed_forward.branch.router"

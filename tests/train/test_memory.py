@@ -17,6 +17,7 @@ from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placement import placement
 from hybridnorm.train.config import OptimizerConfig, ParallelConfig, Recipe, TrainConfig
+from hybridnorm.train.groups import decay_groups
 from hybridnorm.train.memory import memory_estimate
 
 TOLERANCE = 0.1
@@ -34,9 +35,21 @@ SHAPES = {
         tie_embeddings=False,
         placement="pre-norm",
     ),
+    "experts": ModelConfig(
+        d_model=64,
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=96,
+        n_experts=8,
+        n_shared_experts=1,
+        vocab_size=256,
+        moe_every=2,
+    ),
 }
 PRODUCTS = {
     torch.ops.aten.mm.default,
+    torch.ops.hybridnorm.grouped_linear.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
 
@@ -116,3 +129,15 @@ def test_what_sharding_tensor_parallelism_and_muon_save() -> None:
     assert split.activations < alone.activations
     muon = estimate(replace(recipe, optimizer=OptimizerConfig(name="muon")))
     assert alone.optimizer - muon.optimizer == 4 * matrices
+
+
+def test_muon_saves_nothing_on_experts() -> None:
+    recipe = Recipe(model=SHAPES["experts"], optimizer=OptimizerConfig(name="muon"))
+    estimate = memory_estimate(recipe, placement("pre-norm"), micro_batch_size=2)
+    groups = decay_groups(Transformer(SHAPES["experts"], placement("pre-norm")), recipe.optimizer)
+    values = {"muon": 1, "adamw": 2}
+    assert estimate.optimizer == 4 * sum(
+        values[group.optimizer] * parameter.numel()
+        for group in groups
+        for parameter in group.members.values()
+    )

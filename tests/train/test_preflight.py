@@ -136,6 +136,14 @@ def test_the_numbers_of_a_run_on_several_ranks() -> None:
     assert found.rows["data"] == "text: 100.0%, 10T tokens, 0.02 epochs"
 
 
+def test_experts_are_shown_with_what_a_token_uses() -> None:
+    chosen = recipe("MoE-1B-7B", model__n_shared_experts=1, model__moe_every=2)
+    rows = preflight(chosen, placement("hybridnorm-star"), PLENTY).rows
+    assert "8 of 64 and 1 shared experts of width 1024 in one of 2 blocks" in rows["model"]
+    rows = preflight(recipe("MoE-1B-7B"), placement("hybridnorm-star"), PLENTY).rows
+    assert rows["parameters"] == "6.92B, 1.28B active (6.71B without embeddings)"
+
+
 def test_it_is_one_screen_also_for_many_sources() -> None:
     mix = [(f"source-{i}", 1.0, 10**12) for i in range(40)]
     text = printed(preflight(recipe(), placement("hybridnorm"), mix))

@@ -24,9 +24,20 @@ LAYOUTS = {
 }
 
 
-def launch(ranks: int, out: Path, recipe: Path, *fields: str) -> None:
-    """Train all placements on `ranks` ranks; 1 is a plain process without torch.distributed."""
-    script = [Path(__file__).with_name("ranks.py"), out, ",".join(PLACEMENTS), recipe, *fields]
+EXPERTS = ("model.n_experts=4", "model.n_shared_experts=1")
+# The load of a micro-batch is balanced over all ranks; every layout has one of 12 sequences.
+LAYOUTS_WITH_EXPERTS = {
+    "2 ranks": (2, ()),
+    "3 ranks, recomputed": (3, ('parallel.activation_checkpointing="full"',)),
+    "2 x 2 HSDP": (4, ("parallel.replicate=2",)),
+}
+
+
+def launch(
+    ranks: int, out: Path, recipe: Path, *fields: str, placements: tuple[str, ...] = PLACEMENTS
+) -> None:
+    """Train the placements on `ranks` ranks; 1 is a plain process without torch.distributed."""
+    script = [Path(__file__).with_name("ranks.py"), out, ",".join(placements), recipe, *fields]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), *script]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
@@ -139,3 +150,28 @@ def test_a_run_resumes_in_another_layout(
         if before == after:
             assert losses(out / name) == expected, f"{name}: not bitwise"
         assert losses(out / name) == close_to(expected), name
+
+
+def test_experts_train_alike_and_resume_in_other_layouts(recipe: Path, tmp_path: Path) -> None:
+    name = "hybridnorm-star"
+    terms = ("loss", "load_balance_loss", "router_z_loss", "max_expert_load", "router_entropy")
+
+    def numbers(out: Path) -> list[float]:
+        rows = read_metrics(out / name).train
+        assert len(rows) == 20 and not any(row["dropped_tokens"] for row in rows)
+        return [row[term] for row in rows for term in terms]
+
+    alone = tmp_path / "alone"
+    launch(1, alone, recipe, *EXPERTS, placements=(name,))
+    for layout, (ranks, fields) in LAYOUTS_WITH_EXPERTS.items():
+        out = tmp_path / layout
+        launch(ranks, out, recipe, *EXPERTS, *fields, placements=(name,))
+        assert numbers(out) == close_to(numbers(alone)), layout
+        assert held_out(out / name) == close_to(held_out(alone / name)), layout
+    shutil.rmtree(out / name / "checkpoints" / "step-00000020")
+    launch(1, out, recipe, *EXPERTS, placements=(name,))
+    assert (
+        read_metrics(out / name).events[-2] | {"event": "resumed", "step": 10}
+        == (read_metrics(out / name).events[-2])
+    )
+    assert numbers(out) == close_to(numbers(alone))

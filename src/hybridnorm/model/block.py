@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.layers import Attention, FeedForward, KVCache, Rope
 from hybridnorm.model.masks import Mask
+from hybridnorm.model.moe import MoE, Routing
 from hybridnorm.model.norms import Site
 from hybridnorm.placement.spec import BlockSpec, Sublayer
 
@@ -45,12 +46,14 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each around the residual stream."""
+    """Attention, then feed-forward (or experts), each around the residual stream."""
 
     def __init__(self, config: ModelConfig, spec: BlockSpec, site: Site) -> None:
         super().__init__()
         attention = Attention(config, spec.attention, site)
-        feed_forward = FeedForward(config, spec.feed_forward, site)
+        self.has_experts = config.has_experts(site.layer)
+        network = MoE if self.has_experts else FeedForward
+        feed_forward = network(config, spec.feed_forward, site)
         self.attention = Residual(attention, spec.attention, site)
         self.feed_forward = Residual(feed_forward, spec.feed_forward, site)
 
@@ -60,6 +63,9 @@ class Block(nn.Module):
         rope: Rope,
         cache: KVCache | None = None,
         mask: Mask | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[Routing]]:
+        """The stream `(batch, seq, d_model)`, and what the router did, if there is one."""
+        routings: list[Routing] = []
+        extra = {"routings": routings} if self.has_experts else {}
         y_BTD = self.attention(x_BTD, x_BTD, rope=rope, cache=cache, mask=mask)
-        return self.feed_forward(y_BTD, x_BTD)  # type: ignore[no-any-return]
+        return self.feed_forward(y_BTD, x_BTD, **extra), routings

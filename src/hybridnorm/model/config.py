@@ -1,7 +1,7 @@
 """The shape of a model, and the paper's sizes as presets. No torch."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
@@ -10,6 +10,7 @@ from hybridnorm.placement.spec import check_choice
 
 Activation = Literal["swiglu", "gelu"]
 Init = Literal["published", PublishedInit]
+_OF_EXPERTS = ("top_k", "d_expert", "norm_topk_prob", "n_shared_experts", "moe_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,18 @@ class ModelConfig:
     """Use the embedding matrix as output head, too."""
     activation: Activation = "swiglu"
     """Feed-forward activation."""
+    n_experts: int = 0
+    """Feed-forward networks (experts) per block, of which every token takes `top_k`. 0: dense."""
+    top_k: int = 2
+    """Experts per token."""
+    d_expert: int | None = None
+    """Width of an expert's hidden layer. None: d_ff."""
+    norm_topk_prob: bool = False
+    """Let the weights of a token's experts sum to 1, as Mixtral does; OLMoE does not."""
+    n_shared_experts: int = 0
+    """Experts that take every token, besides."""
+    moe_every: int = 1
+    """Every n-th block has experts (the last of each n), the others are dense."""
     rope_theta: float = 500_000.0
     """Base of the rotary position embedding."""
     norm_eps: float = 1e-5
@@ -69,6 +82,46 @@ class ModelConfig:
             )
         if self.vocab_size is not None and self.vocab_size < 1:
             raise HybridNormError(f"model.vocab_size: must be at least 1, got {self.vocab_size}")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        for name in ("n_experts", "n_shared_experts"):
+            if getattr(self, name) < 0:
+                raise HybridNormError(
+                    f"model.{name}: must not be negative, got {getattr(self, name)}"
+                )
+        if not self.n_experts:
+            for known in fields(self):
+                if known.name in _OF_EXPERTS and getattr(self, known.name) != known.default:
+                    raise HybridNormError(
+                        f"model.{known.name}: there are no experts; set n_experts"
+                    )
+            return
+        if not 1 <= self.top_k <= self.n_experts:
+            raise HybridNormError(
+                f"model.top_k: must lie between 1 and n_experts {self.n_experts}, got {self.top_k}"
+            )
+        if not 1 <= self.moe_every <= self.n_layers:
+            raise HybridNormError(
+                f"model.moe_every: must lie between 1 and n_layers {self.n_layers}, "
+                f"got {self.moe_every}"
+            )
+        for name, width in (("d_model", self.d_model), ("d_expert", self.expert_width)):
+            if width < 1 or width % 8:
+                raise HybridNormError(
+                    f"model.{name}: experts need a multiple of 8 (grouped matrix products take "
+                    f"rows of whole 16 bytes), got {width}"
+                )
+        if self.activation != "swiglu":
+            raise HybridNormError(f"model.activation: experts are swiglu, got {self.activation}")
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether block `layer` (from 0) is a mixture of experts."""
+        return self.n_experts > 0 and (layer + 1) % self.moe_every == 0
+
+    @property
+    def expert_width(self) -> int:
+        return self.d_ff if self.d_expert is None else self.d_expert
 
     @property
     def head_dim(self) -> int:
@@ -98,6 +151,10 @@ _PAPER = ModelConfig(
 PRESETS: dict[str, ModelConfig] = {
     "demo": ModelConfig(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=352),
     "demo-deep": ModelConfig(d_model=96, n_layers=16, n_heads=4, n_kv_heads=2, d_ff=256),
+    # A token uses a quarter of the parameters, as many as those of demo.
+    "demo-moe": ModelConfig(
+        d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=176, n_experts=16
+    ),
     "151M": _PAPER,
     "285M": replace(_PAPER, d_model=1024, d_ff=4096),
     "550M": replace(_PAPER, d_model=1536, n_layers=16, d_ff=4096),
@@ -106,6 +163,19 @@ PRESETS: dict[str, ModelConfig] = {
     "1.2B": replace(_PAPER, d_model=2048, n_layers=16, n_heads=32, n_kv_heads=8, d_ff=9192),
     "1.2B-released": replace(
         _PAPER, d_model=2048, n_layers=16, n_heads=32, n_kv_heads=8, d_ff=8192
+    ),
+    # 6.92B parameters, of which a token uses 1.28B.
+    "MoE-1B-7B": ModelConfig(
+        d_model=2048,
+        n_layers=16,
+        n_heads=16,
+        n_kv_heads=16,
+        d_ff=1024,
+        n_experts=64,
+        top_k=8,
+        vocab_size=50_280,
+        tie_embeddings=False,
+        rope_theta=10_000.0,
     ),
     # OLMo 2 7B with the extra attention-output norm of section 5.3.
     "7B": replace(

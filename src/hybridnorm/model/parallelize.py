@@ -51,6 +51,7 @@ _MATRIX_PRODUCTS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
+    torch.ops.hybridnorm.grouped_linear.default,
 )
 
 
@@ -69,7 +70,8 @@ def parallelize(
             matrix products, or whole blocks.
 
     Raises:
-        HybridNormError: the tensor-parallel degree does not divide the heads or `d_ff`.
+        HybridNormError: the tensor-parallel degree does not divide the heads or `d_ff`, or the
+            model has experts.
     """
     if mesh is not None and mesh["tensor"].size() > 1:
         shard_matrices(model, mesh["tensor"])
@@ -108,6 +110,10 @@ def shard_matrices(model: Transformer, mesh: DeviceMesh) -> None:
     # FSDP warns that a local tensor is a view; nothing here writes to one in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     config, degree = model.config, mesh.size()
+    if config.n_experts:
+        raise HybridNormError(
+            "parallel.tensor: experts are not split over tensor-parallel ranks; use parallel.shard"
+        )
     for name, size in (("n_kv_heads", config.kv_heads), ("d_ff", config.d_ff)):
         if size % degree:
             raise HybridNormError(

@@ -13,17 +13,20 @@ from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.initialization import initialize
 from hybridnorm.model.layers import KVCache, Linear, rope
 from hybridnorm.model.masks import continuation_mask, document_mask
+from hybridnorm.model.moe import Routing
 from hybridnorm.model.norms import Site, at_least_float32
 from hybridnorm.placement import Placement, registry
 
 
 class Losses(NamedTuple):
-    """Means over the targets."""
+    """What an objective weighs; the first two are means over the targets."""
 
     cross_entropy: Tensor
     """In nats."""
-    z: Tensor
+    z: Tensor | None
     """Squared log-partition function of the logits, log(sum(exp(logits)))^2 (PaLM, section 5)."""
+    routing: Routing | None
+    """Of all layers with experts, stacked; None in a dense model."""
 
 
 class Transformer(nn.Module):
@@ -81,16 +84,19 @@ class Transformer(nn.Module):
             documents: which document each token belongs to, `(batch, seq)`; tokens then attend
                 to their own document only.
         """
-        hidden_BTD = self.hidden(input_ids, caches, documents)
-        return F.linear(hidden_BTD, self.head_weight().to(hidden_BTD.dtype))
+        hidden_BTD, _ = self.hidden(input_ids, caches, documents)
+        return self._logits(hidden_BTD)
 
     def hidden(
         self,
         input_ids: Tensor,
         caches: Sequence[KVCache] | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
-        """Token ids `(batch, seq)` to what the head reads, `(batch, seq, d_model)`."""
+    ) -> tuple[Tensor, list[Routing]]:
+        """Token ids `(batch, seq)` to what the head reads, `(batch, seq, d_model)`.
+
+        Beside it, what the router of every layer with experts did.
+        """
         start = caches[0].length if caches else 0
         positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         rope_ = rope(positions, self.config.head_dim, self.config.rope_theta)
@@ -101,21 +107,35 @@ class Transformer(nn.Module):
         )
         x_BTD = self.embedding(input_ids).to(self.dtype)
         x_BTD = self.embed_norm(self.embed_scale(x_BTD))
+        routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rope_, caches[layer] if caches else None, mask)
-        return self.final_norm(x_BTD)  # type: ignore[no-any-return]
+            x_BTD, new = block(x_BTD, rope_, caches[layer] if caches else None, mask)
+            routings += new
+        return self.final_norm(x_BTD), routings
 
     def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of `targets` `(batch, seq)`, -100 where there is none."""
         return _cross_entropy(self(input_ids, documents=documents), targets)
 
-    def losses(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Losses:
-        """`loss`, and beside it what a z-loss weighs."""
-        logits_BTV = self(input_ids, documents=documents)
-        squares_BT = at_least_float32(logits_BTV).logsumexp(-1).square()
-        counted_BT = targets != -100
-        z = squares_BT.where(counted_BT, 0.0).sum() / counted_BT.sum()
-        return Losses(_cross_entropy(logits_BTV, targets), z)
+    def losses(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *,
+        with_z: bool = True,
+    ) -> Losses:
+        """`loss`, and beside it what a z-loss (`with_z`) and the losses of routers weigh."""
+        hidden_BTD, routings = self.hidden(input_ids, documents=documents)
+        logits_BTV = self._logits(hidden_BTD)
+        return Losses(
+            cross_entropy=_cross_entropy(logits_BTV, targets),
+            z=_z(logits_BTV, targets) if with_z else None,
+            routing=Routing(*map(torch.stack, zip(*routings, strict=True))) if routings else None,
+        )
+
+    def _logits(self, hidden_BTD: Tensor) -> Tensor:
+        return F.linear(hidden_BTD, self.head_weight().to(hidden_BTD.dtype))
 
     def head_weight(self) -> Tensor:
         """The output matrix `(vocab_size, d_model)`, without the rows that pad the vocabulary."""
@@ -139,3 +159,9 @@ def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     per_token = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
     precise = per_token if per_token.device.type == "mps" else per_token.double()
     return precise.sum() / (targets_BT != -100).sum()
+
+
+def _z(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    squares_BT = at_least_float32(logits_BTV).logsumexp(-1).square()
+    counted_BT = targets_BT != -100
+    return squares_BT.where(counted_BT, 0.0).sum() / counted_BT.sum()

@@ -46,6 +46,10 @@ class TrainConfig:
     """Let tokens attend only to their own document."""
     z_loss: float = 0.0
     """Weight of the squared log-partition function of the logits in the loss (PaLM: 1e-4)."""
+    load_balance_loss: float = 0.01
+    """Weight of the load-balance loss of models with experts (OLMoE: 0.01)."""
+    router_z_loss: float = 0.001
+    """Weight of the squared log-partition function of their routers' logits (OLMoE: 0.001)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes CUDA where there is one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -76,7 +80,7 @@ class TrainConfig:
         _at_least(1, self, "train.", "micro_batch_size", "seq_len", "max_skipped_steps")
         _at_least(1, self, "train.", "log_every", "eval_every", "eval_sequences")
         _at_least(1, self, "train.", "checkpoint_every", "keep_checkpoints", "keep_every")
-        _at_least(0, self, "train.", "z_loss")
+        _at_least(0, self, "train.", "z_loss", "load_balance_loss", "router_z_loss")
         if self.batch_tokens is None and self.batch_size % (self.micro_batch_size or 1):
             raise HybridNormError(
                 f"train.micro_batch_size: {self.micro_batch_size} does not divide "

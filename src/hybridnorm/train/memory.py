@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from hybridnorm.model.flops import block_matrices, norm_width, parameter_counts
+from hybridnorm.model.flops import (
+    block_matrices,
+    expert_matrices,
+    norm_width,
+    parameter_counts,
+)
 from hybridnorm.placement import Placement
 from hybridnorm.placement.spec import AttentionSpec, BlockSpec, Sublayer, norms_of
 from hybridnorm.train.config import Recipe
@@ -46,10 +51,11 @@ def memory_estimate(
     counts = parameter_counts(recipe.model, placement)
     matrices = counts.matrices // recipe.parallel.tensor
     ends = counts.embedding + counts.head
-    rest = ends + counts.vectors
+    rest = ends + counts.experts + counts.vectors
     per_matrix = 1 if recipe.optimizer.name == "muon" else 2
     passes = _Passes(recipe, placement, micro_batch_size * recipe.train.seq_len)
-    gathered = _FLOAT32 * (ends + 2 * matrices // recipe.model.n_layers) if shard > 1 else 0
+    in_blocks = 2 * (matrices + counts.experts) // recipe.model.n_layers
+    gathered = _FLOAT32 * (ends + in_blocks) if shard > 1 else 0
     weights = _FLOAT32 * (matrices + rest) // shard
     return MemoryEstimate(
         weights=weights,
@@ -68,15 +74,23 @@ class _Passes:
         self.mode = recipe.parallel.activation_checkpointing
         self.width = 2 if recipe.train.dtype == "bf16" else _FLOAT32
         n_layers = self.config.n_layers
-        self.blocks = [self._block(placement.block(layer, n_layers)) for layer in range(n_layers)]
+        self.blocks = [
+            self._block(placement.block(layer, n_layers), layer) for layer in range(n_layers)
+        ]
 
     def kept(self) -> int:
         """Of the blocks, until their backward pass."""
-        return sum(self.blocks) if self.mode == "none" else self.config.n_layers * self._kept()
+        return sum(self.blocks) if self.mode == "none" else sum(map(self._kept, self._layers()))
 
     def recomputed(self) -> int:
         """What recomputing the largest block adds to what is kept of it."""
-        return 0 if self.mode == "none" else max(self.blocks) - self._kept()
+        if self.mode == "none":
+            return 0
+        # Among them, rows of experts meet their gradients.
+        return max(
+            self.blocks[layer] - self._kept(layer) + self.tokens * self._rows(layer)
+            for layer in self._layers()
+        )
 
     def head(self) -> int:
         """Of the final norm and the output matrix."""
@@ -88,35 +102,54 @@ class _Passes:
         """The log-probabilities, their gradient, and that of the logits, all in float32."""
         return 3 * _FLOAT32 * self.tokens * self.config.padded_vocab_size
 
-    def _kept(self) -> int:
+    def _layers(self) -> range:
+        return range(self.config.n_layers)
+
+    def _kept(self, layer: int) -> int:
         """Of one checkpointed block: its input; if selective, the results of its products, too."""
         config = self.config
         features = config.d_model
         if self.mode == "selective":
             n_up = 2 if config.activation == "swiglu" else 1
-            inner = 2 * config.d_model + 2 * config.kv_heads * config.head_dim + n_up * config.d_ff
+            inner = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
+            inner += n_up * self._hidden(layer)
             features += inner // self.tensor + 2 * config.d_model
+            if config.has_experts(layer):
+                features += config.n_experts + config.top_k * config.d_model
         return self.tokens * features * self.width
 
-    def _block(self, spec: BlockSpec) -> int:
+    def _hidden(self, layer: int) -> int:
+        """Features of one token inside the feed-forward network, or in its experts together."""
+        return norm_width("mid_norm", self.config, layer)
+
+    def _block(self, spec: BlockSpec, layer: int) -> int:
         """Of one block that is not checkpointed."""
         sublayers = (spec.attention, spec.feed_forward)
-        per_token = sum(self._sublayer(sublayer) for sublayer in sublayers)
-        return self.tokens * per_token + self._cast(block_matrices(self.config) // self.tensor)
+        per_token = sum(self._sublayer(sublayer, layer) for sublayer in sublayers)
+        matrices = block_matrices(self.config, layer) // self.tensor
+        return self.tokens * per_token + self._cast(matrices + expert_matrices(self.config, layer))
 
-    def _sublayer(self, spec: Sublayer) -> int:
+    def _sublayer(self, spec: Sublayer, layer: int) -> int:
         """Bytes per token: the branch's input, each norm, and what the branch itself keeps."""
         config, width = self.config, self.width
         scales = (spec.input_scale, spec.skip_scale, spec.branch_scale)
         stream = width * config.d_model * (1 + sum(scale.learned != "none" for scale in scales))
         # A norm keeps its input in float32, and its result before the gain.
-        norms = (_FLOAT32 + width) * sum(norm_width(name, config) for name in norms_of(spec))
+        widths = (norm_width(name, config, layer) for name in norms_of(spec))
+        norms = (_FLOAT32 + width) * sum(widths)
         if isinstance(spec, AttentionSpec):
             features = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
             branch = width * features + _FLOAT32 * config.n_heads
         else:
-            branch = width * config.d_ff * (4 if config.activation == "swiglu" else 2)
+            branch = width * self._hidden(layer) * (4 if config.activation == "swiglu" else 2)
+            if config.has_experts(layer):
+                branch += self._rows(layer) + 3 * _FLOAT32 * config.n_experts  # router, softmax
         return stream + norms + branch // self.tensor
+
+    def _rows(self, layer: int) -> int:
+        """Bytes per token of the rows that go to its experts and come back."""
+        config = self.config
+        return config.has_experts(layer) * 2 * self.width * config.top_k * config.d_model
 
     def _cast(self, weights: int) -> int:
         """Copies of weights in the activations' dtype."""

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.flops import flops_per_token, parameter_counts
+from hybridnorm.model.flops import ParameterCounts, flops_per_token, parameter_counts
 from hybridnorm.model.initialization import scheme
 from hybridnorm.placement import Placement
 from hybridnorm.placement.facts import stream_norms
@@ -59,7 +59,7 @@ def preflight(recipe: Recipe, placement: Placement, mix: Mix, world_size: int = 
         "blocks",
         "init": f"{scheme(config, placement)}, standard deviation {config.sigma:.4f}",
         "model": _shape(config),
-        "parameters": f"{_si(counts.total)} ({_si(counts.non_embedding)} without embeddings)",
+        "parameters": _parameters(counts),
         "FLOPs": f"{_si(per_token)} per token, {_si(per_token * tokens)} in total",
         "memory": _memory(recipe, placement, shard, micro),
         "length": f"{train.steps:,} steps, {_si(tokens)} tokens, "
@@ -75,10 +75,27 @@ def preflight(recipe: Recipe, placement: Placement, mix: Mix, world_size: int = 
     return Preflight(rows=rows, warnings=misfits(recipe, placement, mix))
 
 
+def _parameters(counts: ParameterCounts) -> str:
+    active = f", {_si(counts.active)} active" if counts.experts else ""
+    return f"{_si(counts.total)}{active} ({_si(counts.non_embedding)} without embeddings)"
+
+
 def _shape(config: ModelConfig) -> str:
     return (
         f"d_model {config.d_model}, {config.n_heads} heads ({config.kv_heads} for keys and values),"
-        f" d_ff {config.d_ff} ({config.activation}), vocabulary {config.vocab_size:,}"
+        f" d_ff {config.d_ff} ({config.activation}){_experts(config)}, vocabulary "
+        f"{config.vocab_size:,}"
+    )
+
+
+def _experts(config: ModelConfig) -> str:
+    if not config.n_experts:
+        return ""
+    shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
+    every = f" in one of {config.moe_every} blocks" if config.moe_every > 1 else ""
+    return (
+        f", {config.top_k} of {config.n_experts}{shared} experts of width "
+        f"{config.expert_width}{every}"
     )
 
 

@@ -20,8 +20,9 @@ from hybridnorm.model.transformer import Transformer
 from hybridnorm.train import checkpoint
 from hybridnorm.train.combined import step_unless
 from hybridnorm.train.config import Recipe
-from hybridnorm.train.feed import Batch, Feed
+from hybridnorm.train.feed import Feed
 from hybridnorm.train.guard import SkipGuard
+from hybridnorm.train.objective import objective
 from hybridnorm.train.optimizer import build_optimizer
 from hybridnorm.train.optimizer_state import materialize, restore
 from hybridnorm.train.report import Report
@@ -131,7 +132,7 @@ class Trainer:
 
     def _train_step(self) -> float:
         """One optimizer step, skipped where the gradient is not finite; returns its rate."""
-        terms = self._backward()
+        numbers = self._backward()
         lr = learning_rate(
             self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
         )
@@ -141,29 +142,22 @@ class Trainer:
         step_unless(self.optimizer, ~torch.isfinite(grad_norm))
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.log.add(**terms, grad_norm=grad_norm)
+        self.log.add(**numbers, grad_norm=grad_norm)
         return lr
 
     def _backward(self) -> dict[str, Tensor]:
-        """Gradients of the step's batch; its loss terms, detached."""
+        """Gradients of the step's batch; its loss terms and what is watched, detached."""
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(self.feed.step(self.step), start=1):
             if isinstance(self.model, FSDPModule):
                 # Copies of the model (HSDP) exchange gradients once per step.
                 self.model.set_requires_all_reduce(index == self.feed.n_micro)
-            terms = self._terms(batch)
+            terms, watched = objective(self.model, batch, self.config, self.world)
             (sum(terms.values()) / self.feed.n_micro).backward()  # type: ignore[union-attr]
-            for name, term in terms.items():
-                part = term.detach() / self.feed.n_micro
+            for name, number in (terms | watched).items():
+                part = number.detach() / self.feed.n_micro
                 sums[name] = sums[name] + part if name in sums else part
         return sums
-
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the objective, weighted."""
-        if not self.config.z_loss:
-            return {"loss": self.model.loss(*batch)}
-        losses = self.model.losses(*batch)
-        return {"loss": losses.cross_entropy, "z_loss": self.config.z_loss * losses.z}
 
     def _report(self, lr: float, clock: float, report: Report) -> float:
         """Write a row of metrics about the steps since `clock`; returns the time of writing it.

@@ -1,0 +1,93 @@
+"""Mixture of experts: every token is sent to the few feed-forward networks its router chooses.
+
+Token choice, dropless (no expert has a capacity), as in OLMoE (arXiv 2409.02060).
+
+Shape suffixes: N tokens, K chosen experts per token, R = N * K rows, E experts, D d_model,
+F width of an expert.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.grouped import GroupedLinear
+from hybridnorm.model.layers import FeedForward, Linear
+from hybridnorm.model.norms import Site, at_least_float32
+from hybridnorm.placement.spec import FeedForwardSpec
+
+
+class Routing(NamedTuple):
+    """What a router did with the tokens of a batch; of several layers, stacked in front."""
+
+    counts: Tensor
+    """Tokens sent to each expert `(n_experts,)`; a number of the batch, without a gradient."""
+    probabilities: Tensor
+    """Mean probability of each expert `(n_experts,)`."""
+    z: Tensor
+    """Mean of log(sum(exp(logits)))^2: what the router z-loss weighs (ST-MoE, arXiv 2202.08906)."""
+    entropy: Tensor
+    """Mean entropy of the probabilities in nats, without a gradient."""
+
+
+def load_balance(routing: Routing) -> Tensor:
+    """E * sum of (share of the assignments) * (mean probability) over the experts; 1 if balanced.
+
+    Switch Transformer (arXiv 2101.03961), eq. 4; the mean over layers, as OLMoE takes it.
+    """
+    share = routing.counts / routing.counts.sum(-1, keepdim=True)
+    return (share * routing.probabilities).sum(-1).mean() * share.shape[-1]
+
+
+class MoE(nn.Module):
+    """SwiGLU experts behind a router, and a shared expert that takes every token.
+
+    A `mid_norm` acts on the hidden activation of each expert; the experts share its gain, which
+    loses nothing, since each has a down projection of its own after it.
+    """
+
+    def __init__(self, config: ModelConfig, spec: FeedForwardSpec, site: Site) -> None:
+        super().__init__()
+        d_model, n_experts, width = config.d_model, config.n_experts, config.expert_width
+        self.top_k, self.norm_topk_prob = config.top_k, config.norm_topk_prob
+        self.router = Linear(d_model, n_experts)
+        self.gate_proj = GroupedLinear(n_experts, d_model, width)
+        self.up_proj = GroupedLinear(n_experts, d_model, width)
+        self.down_proj = GroupedLinear(n_experts, width, d_model)
+        self.mid_norm = site.norm(spec.mid_norm, width)
+        self.shared = None
+        if config.n_shared_experts:
+            wide = replace(config, d_ff=config.n_shared_experts * width, d_expert=width)
+            self.shared = FeedForward(wide, spec, site)
+
+    def forward(self, x_BTD: Tensor, routings: list[Routing]) -> Tensor:
+        """The stream `(batch, seq, d_model)` to what the experts add; appends to `routings`."""
+        x_ND = x_BTD.flatten(0, -2)
+        weights_NK, experts_NK, routing = self._route(x_ND)
+        routings.append(routing)
+        ends_E = routing.counts.cumsum(0).int()
+        order_R = experts_NK.flatten().argsort(stable=True)
+        x_RD = x_ND.index_select(0, order_R // self.top_k)
+        hidden_RF = F.silu(self.gate_proj(x_RD, ends_E)) * self.up_proj(x_RD, ends_E)
+        out_RD = self.down_proj(self.mid_norm(hidden_RF), ends_E)
+        out_NKD = out_RD.index_select(0, order_R.argsort()).unflatten(0, experts_NK.shape)
+        weighted_NKD = out_NKD * weights_NK[..., None].to(out_NKD.dtype)
+        routed_BTD = weighted_NKD.sum(1).view_as(x_BTD)
+        return routed_BTD if self.shared is None else self.shared(x_BTD) + routed_BTD  # type: ignore[no-any-return]
+
+    def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        """Weights and numbers of the chosen experts, both `(tokens, top_k)`."""
+        logits_NE = at_least_float32(self.router(x_ND))
+        log_probs_NE = logits_NE.log_softmax(-1)
+        probs_NE = log_probs_NE.exp()
+        weights_NK, experts_NK = probs_NE.topk(self.top_k, dim=-1)
+        if self.norm_topk_prob:
+            weights_NK = weights_NK / weights_NK.sum(-1, keepdim=True)
+        chosen_R = experts_NK.flatten()
+        ones_R = probs_NE.new_ones(len(chosen_R))
+        counts_E = probs_NE.new_zeros(probs_NE.shape[1]).scatter_add(0, chosen_R, ones_R)
+        entropy = -(probs_NE * log_probs_NE).detach().sum(-1).mean()
+        z = logits_NE.logsumexp(-1).square().mean()
+        return weights_NK, experts_NK, Routing(counts_E, probs_NE.mean(0), z, entropy)
