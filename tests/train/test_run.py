@@ -189,6 +189,17 @@ def test_an_existing_run_is_never_overwritten(
     assert refused.returncode == 1 and "not a run" in refused.stderr
 
 
+def test_a_directory_that_cannot_be_written_is_one_line(
+    cli: Cli, tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    run = cli("train", "demo", "--run-dir", tmp_path / "file" / "run", *tiny)
+    study = cli("study", "demo", "--dir", tmp_path / "file" / "study")
+    for result, what in ((run, "run"), (study, "study")):
+        assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+        assert f"{tmp_path / 'file' / what}: cannot write a {what} here" in result.stderr
+
+
 def test_micro_batches_change_the_sum_order_only(
     cli: Cli, undisturbed: Metrics, tiny: list[str], tmp_path: Path
 ) -> None:
