@@ -79,12 +79,12 @@ def ours(
     def objective() -> Tensor:
         # The module looks its product up at every call.
         grouped.grouped_linear = product or kept  # type: ignore[assignment]
-        losses = model.losses(ids[:, :-1], ids[:, 1:], with_z=False)
+        losses = model.losses(ids[:, :-1], ids[:, 1:])
         grouped.grouped_linear = kept
         if losses.routing is None:
-            return losses.cross_entropy
+            return losses.minimized
         auxiliary = 0.01 * load_balance(losses.routing) + 0.001 * losses.routing.z.mean()
-        return losses.cross_entropy + auxiliary
+        return losses.minimized + auxiliary
 
     return training_step(model, objective)
 

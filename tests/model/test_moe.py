@@ -196,7 +196,7 @@ def test_logits_losses_and_gradients_are_those_of_transformers(
     found = (losses.cross_entropy, load_balance(losses.routing), losses.routing.z.mean())
     for actual, expected in zip(found, (cross_entropy, balance, z), strict=True):
         assert relative_gap(actual, expected) < 1e-5
-    (found[0] + 0.01 * found[1] + 0.001 * found[2]).backward()
+    (losses.minimized + 0.01 * found[1] + 0.001 * found[2]).backward()
     gradients = ours_from({n: p.grad for n, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         assert relative_gap(parameter.grad, gradients[name]) < 1e-5, name
@@ -205,7 +205,7 @@ def test_logits_losses_and_gradients_are_those_of_transformers(
 def objective(losses: Losses) -> Tensor:
     assert losses.routing is not None
     auxiliary = load_balance(losses.routing) + losses.routing.z.mean()
-    return losses.cross_entropy + auxiliary
+    return losses.minimized + auxiliary
 
 
 def gradients(model: Transformer) -> tuple[float, list[Tensor]]:
@@ -248,7 +248,7 @@ def test_balanced_and_collapsed_routers() -> None:
 
 def test_the_objectives_of_evaluation_and_training_differ_by_the_auxiliary_losses_only() -> None:
     model = Transformer(CONFIG)
-    assert torch.equal(model.loss(IDS, IDS), model.losses(IDS, IDS, with_z=False).cross_entropy)
+    assert torch.equal(model.loss(IDS, IDS), model.losses(IDS, IDS).cross_entropy)
     assert Transformer(replace(CONFIG, n_experts=0)).losses(IDS, IDS).routing is None
 
 

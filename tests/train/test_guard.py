@@ -64,11 +64,11 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_touches_nothing(
     before: list[dict[str, torch.Tensor]] = []
     whole = trainer.model.losses
 
-    def poisoned(*batch: torch.Tensor, with_z: bool) -> Losses:
+    def poisoned(*batch: torch.Tensor, z_weight: float) -> Losses:
         before.append(weights(trainer))
-        losses = whole(*batch, with_z=with_z)
+        losses = whole(*batch, z_weight=z_weight)
         factor = float("nan") if len(before) == 4 else 1.0
-        return losses._replace(cross_entropy=losses.cross_entropy * factor)
+        return losses._replace(minimized=losses.minimized * factor)
 
     trainer.model.losses = poisoned  # type: ignore[method-assign]
     with Report(trainer.recipe, tmp_path / "run", QUIET) as report:

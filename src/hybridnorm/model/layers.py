@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from hybridnorm.model.attend import attend
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.masks import Mask, flex
 from hybridnorm.model.norms import Site, at_least_float32
@@ -122,25 +123,32 @@ class Attention(nn.Module):
         q_BTHK = self.q_norm(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
         k_BTGK = self.k_norm(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
         v_BTGK = self.v_norm(self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
-        q_BHTK = apply_rope(q_BTHK, rope).transpose(1, 2)
-        k_BGTK = apply_rope(k_BTGK, rope).transpose(1, 2)
-        v_BGTK = v_BTGK.transpose(1, 2)
-        if cache is not None:
-            k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
-        if isinstance(mask, BlockMask):
-            context_BHTK = flex(q_BHTK, k_BGTK, v_BGTK, mask)
-        else:
-            context_BHTK = F.scaled_dot_product_attention(
-                q_BHTK,
-                k_BGTK,
-                v_BGTK,
-                attn_mask=mask,
-                # One new token sees everything cached.
-                is_causal=mask is None and q_BHTK.shape[2] > 1,
-                enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
-            )
-        context_BTHK = self.context_norm(context_BHTK.transpose(1, 2))
+        q_BTHK, k_BTGK = apply_rope(q_BTHK, rope), apply_rope(k_BTGK, rope)
+        context_BTHK = self.context_norm(_attention(q_BTHK, k_BTGK, v_BTGK, cache, mask))
         return self.o_proj(context_BTHK.flatten(2))  # type: ignore[no-any-return]
+
+
+def _attention(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, cache: KVCache | None, mask: Mask | None
+) -> Tensor:
+    """The context `(batch, seq, heads, head_dim)`."""
+    if q_BTHK.is_cpu and cache is None:
+        return attend(q_BTHK, k_BTGK, v_BTGK, mask)  # type: ignore[no-any-return]
+    q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+    if cache is not None:
+        k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
+    if isinstance(mask, BlockMask):
+        return flex(q_BHTK, k_BGTK, v_BGTK, mask).transpose(1, 2)
+    context_BHTK = F.scaled_dot_product_attention(
+        q_BHTK,
+        k_BGTK,
+        v_BGTK,
+        attn_mask=mask,
+        # One new token sees everything cached.
+        is_causal=mask is None and q_BHTK.shape[2] > 1,
+        enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
+    )
+    return context_BHTK.transpose(1, 2)
 
 
 class FeedForward(nn.Module):

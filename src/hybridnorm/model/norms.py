@@ -4,6 +4,8 @@ Shapes: `(..., dim)` in and out. Statistics are taken in float32 at least, whate
 input's dtype; the result is cast back before the gain is applied, as in the authors' code.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,10 +50,13 @@ class Norm(nn.Module):
             parameter.fill_(self.initial[name])
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._normalize(at_least_float32(x)).to(x.dtype)
+        gain = None
         if self.weight is not None:
-            weight = self.weight.to(x.dtype)
-            y = y * (1 + weight if self.zero_centered else weight)
+            gain = 1 + self.weight if self.zero_centered else self.weight
+        if self.kind == "rms" and not torch.compiler.is_compiling() and type(x) is Tensor:
+            return _RMSNorm.apply(x, gain, self.eps)  # type: ignore[no-any-return]
+        y = self._normalize(at_least_float32(x)).to(x.dtype)
+        y = y if gain is None else y * gain.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def _normalize(self, x: Tensor) -> Tensor:
@@ -69,6 +74,40 @@ class Norm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, eps={self.eps:g}"
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The formula of `Norm` for eager execution, keeping its input alone for the backward pass.
+
+    Where torch.compile sees the formula it fuses it; eager autograd would keep two tensors more,
+    one of them in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+        wide = at_least_float32(x)
+        rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, gain, inverse)
+        y = (wide * inverse).to(x.dtype)
+        return y if gain is None else y.mul_(gain.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, gain, inverse = ctx.saved_tensors
+        y = torch.mul(x, inverse, out=torch.empty_like(x))
+        gain_grad = None
+        product = grad * y
+        if gain is None:
+            mean = product.mean(-1, keepdim=True)
+        else:
+            rows = product.flatten(0, -2)
+            gain_grad = rows.sum(0, dtype=gain.dtype)
+            low = gain.to(x.dtype)
+            mean = rows.mv(low).div_(x.shape[-1]).view_as(inverse)
+            grad = grad * low
+        x_grad = torch.addcmul(grad, y, mean, value=-1)
+        return torch.mul(x_grad, inverse, out=x_grad), gain_grad, None
 
 
 class Scale(nn.Module):

@@ -10,20 +10,23 @@ from torch.distributed.tensor import DTensor
 
 from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.cross_entropy import linear_cross_entropy
 from hybridnorm.model.initialization import initialize
 from hybridnorm.model.layers import KVCache, Linear, rope
 from hybridnorm.model.masks import continuation_mask, document_mask
 from hybridnorm.model.moe import Routing
-from hybridnorm.model.norms import Site, at_least_float32
+from hybridnorm.model.norms import Site
 from hybridnorm.placement import Placement, registry
 
 
 class Losses(NamedTuple):
-    """What an objective weighs; the first two are means over the targets."""
+    """What an objective weighs; the first three are means over the targets."""
 
+    minimized: Tensor
+    """`cross_entropy` + z_weight * `z`, the only one of the three with a gradient."""
     cross_entropy: Tensor
     """In nats."""
-    z: Tensor | None
+    z: Tensor
     """Squared log-partition function of the logits, log(sum(exp(logits)))^2 (PaLM, section 5)."""
     routing: Routing | None
     """Of all layers with experts, stacked; None in a dense model."""
@@ -115,7 +118,7 @@ class Transformer(nn.Module):
 
     def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of `targets` `(batch, seq)`, -100 where there is none."""
-        return _cross_entropy(self(input_ids, documents=documents), targets)
+        return self.losses(input_ids, targets, documents).minimized
 
     def losses(
         self,
@@ -123,16 +126,18 @@ class Transformer(nn.Module):
         targets: Tensor,
         documents: Tensor | None = None,
         *,
-        with_z: bool = True,
+        z_weight: float = 0.0,
     ) -> Losses:
-        """`loss`, and beside it what a z-loss (`with_z`) and the losses of routers weigh."""
+        """`loss`, and beside it a z-loss and what the losses of routers weigh."""
         hidden_BTD, routings = self.hidden(input_ids, documents=documents)
-        logits_BTV = self._logits(hidden_BTD)
-        return Losses(
-            cross_entropy=_cross_entropy(logits_BTV, targets),
-            z=_z(logits_BTV, targets) if with_z else None,
-            routing=Routing(*map(torch.stack, zip(*routings, strict=True))) if routings else None,
+        minimized, cross_entropy, z = linear_cross_entropy(
+            hidden_BTD.flatten(0, 1),
+            self.head_weight(),
+            targets.flatten(),
+            z_weight=z_weight,
         )
+        routing = Routing(*map(torch.stack, zip(*routings, strict=True))) if routings else None
+        return Losses(minimized, cross_entropy, z, routing)
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
         return F.linear(hidden_BTD, self.head_weight().to(hidden_BTD.dtype))
@@ -142,7 +147,9 @@ class Transformer(nn.Module):
         weight = self.embedding.weight if self.head is None else self.head.weight
         if isinstance(weight, DTensor):  # the same on every tensor-parallel rank
             weight = weight.to_local()
-        return weight[: self.config.vocab_size]
+        vocab_size = self.config.vocab_size
+        # A slice of everything would still cost a copy of the gradient.
+        return weight if len(weight) == vocab_size else weight[:vocab_size]
 
     def kv_caches(self, max_len: int) -> list[KVCache]:
         """Empty caches, one per block, for texts of up to `max_len` tokens."""
@@ -151,17 +158,3 @@ class Transformer(nn.Module):
     def num_parameters(self) -> int:
         """Parameters, tied ones counted once, padding rows included."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """The mean is taken in float64: in float32 it depends on how a batch is split (1e-6)."""
-    logits = at_least_float32(logits_BTV).flatten(0, 1)
-    per_token = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
-    precise = per_token if per_token.device.type == "mps" else per_token.double()
-    return precise.sum() / (targets_BT != -100).sum()
-
-
-def _z(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    squares_BT = at_least_float32(logits_BTV).logsumexp(-1).square()
-    counted_BT = targets_BT != -100
-    return squares_BT.where(counted_BT, 0.0).sum() / counted_BT.sum()

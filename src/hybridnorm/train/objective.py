@@ -14,31 +14,36 @@ from hybridnorm.train.world import World
 class Objective(NamedTuple):
     """Scalars of one micro-batch by name."""
 
+    minimized: Tensor
+    """The sum of the terms."""
     terms: dict[str, Tensor]
-    """Weighted; their sum is minimized."""
+    """Weighted, for the record."""
     watched: dict[str, Tensor]
-    """Without a gradient."""
+    """What is not minimized."""
 
 
 def objective(model: Transformer, batch: Batch, config: TrainConfig, world: World) -> Objective:
     """The objective of this rank's part of a micro-batch; all ranks must call it."""
-    losses = model.losses(*batch, with_z=config.z_loss > 0)
+    losses = model.losses(*batch, z_weight=config.z_loss)
     terms = {"loss": losses.cross_entropy}
-    if losses.z is not None:
+    if config.z_loss:
         terms["z_loss"] = config.z_loss * losses.z
     if losses.routing is None:
-        return Objective(terms, {})
+        return Objective(losses.minimized, terms, {})
     routing = losses.routing
     n_assigned = batch.input_ids.numel() * model.config.top_k
     dropped = (n_assigned - routing.counts.sum(-1)).sum()
     # The load of a micro-batch is that of all ranks (arXiv 2501.11873): the mean of the ranks'
     # losses is then the loss of a single rank that has all tokens.
     routing = routing._replace(counts=world.mean(routing.counts))
-    terms["load_balance_loss"] = config.load_balance_loss * load_balance(routing)
-    terms["router_z_loss"] = config.router_z_loss * routing.z.mean()
+    of_routers = {
+        "load_balance_loss": config.load_balance_loss * load_balance(routing),
+        "router_z_loss": config.router_z_loss * routing.z.mean(),
+    }
     watched = {
         "max_expert_load": (routing.counts.amax(-1) / routing.counts.mean(-1)).amax(),
         "router_entropy": routing.entropy.mean(),
         "dropped_tokens": dropped,
     }
-    return Objective(terms, watched)
+    minimized = sum(of_routers.values(), losses.minimized)
+    return Objective(minimized, terms | of_routers, watched)

@@ -152,8 +152,8 @@ class Trainer:
             if isinstance(self.model, FSDPModule):
                 # Copies of the model (HSDP) exchange gradients once per step.
                 self.model.set_requires_all_reduce(index == self.feed.n_micro)
-            terms, watched = objective(self.model, batch, self.config, self.world)
-            (sum(terms.values()) / self.feed.n_micro).backward()  # type: ignore[union-attr]
+            minimized, terms, watched = objective(self.model, batch, self.config, self.world)
+            (minimized / self.feed.n_micro).backward()
             for name, number in (terms | watched).items():
                 part = number.detach() / self.feed.n_micro
                 sums[name] = sums[name] + part if name in sums else part
