@@ -144,6 +144,12 @@ class ModelConfig:
         return 1 / math.sqrt(2.5 * self.d_model) if self.init_std is None else self.init_std
 
 
+def chunk_rows(n_tokens: int, vocab_size: int) -> int:
+    """Tokens whose logits exist at a time in training: equal chunks of at most 2^25 logits."""
+    n_chunks = -(-n_tokens * vocab_size // 2**25)
+    return -(-n_tokens // n_chunks)
+
+
 # Table 9 of the paper (paper sizes share vocabulary 100278, tied embeddings, RoPE theta 5e5).
 _PAPER = ModelConfig(
     d_model=768, n_layers=12, n_heads=16, n_kv_heads=4, d_ff=2048, vocab_size=100_278

@@ -11,15 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridnorm.model.config import chunk_rows
 from hybridnorm.model.norms import at_least_float32
 
 IGNORED = -100
-_CHUNK = 2**25  # logits at a time
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Tokens whose logits exist at a time."""
-    return max(1, _CHUNK // vocab_size)
 
 
 def linear_cross_entropy(
@@ -110,5 +105,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(n_tokens: int, vocab_size: int) -> list[slice]:
-    rows = chunk_rows(vocab_size)
+    rows = chunk_rows(n_tokens, vocab_size)
     return [slice(start, start + rows) for start in range(0, n_tokens, rows)]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hybridnorm.model.config import chunk_rows
 from hybridnorm.model.flops import (
     block_matrices,
     expert_matrices,
@@ -9,7 +10,7 @@ from hybridnorm.model.flops import (
     parameter_counts,
 )
 from hybridnorm.placement import Placement
-from hybridnorm.placement.spec import AttentionSpec, BlockSpec, Sublayer, norms_of
+from hybridnorm.placement.spec import AttentionSpec, BlockSpec, Norm, Sublayer, norms_of
 from hybridnorm.train.config import Recipe
 
 _FLOAT32 = 4
@@ -93,14 +94,18 @@ class _Passes:
         )
 
     def head(self) -> int:
-        """Of the final norm and the output matrix."""
+        """Of the final norm, and the gradients of the output matrix: the forward pass has them."""
         d_model = self.config.d_model
-        norm = self.tokens * d_model * (_FLOAT32 + 2 * self.width)
-        return norm + self._cast(d_model * self.config.padded_vocab_size)
+        streams = self.tokens * d_model * 2 * self.width  # the norm's input, the head's gradient
+        return streams + _FLOAT32 * d_model * self.config.padded_vocab_size
 
     def logits(self) -> int:
-        """The log-probabilities, their gradient, and that of the logits, all in float32."""
-        return 3 * _FLOAT32 * self.tokens * self.config.padded_vocab_size
+        """Of a chunk of tokens, with the log-probabilities; and the output matrix, cast."""
+        vocab_size = self.config.padded_vocab_size
+        rows = chunk_rows(self.tokens, vocab_size)
+        wide = 1 if self.width == _FLOAT32 else 2
+        logits = rows * vocab_size * (self.width + wide * _FLOAT32)
+        return logits + self._cast(self.config.d_model * vocab_size)
 
     def _layers(self) -> range:
         return range(self.config.n_layers)
@@ -134,17 +139,22 @@ class _Passes:
         config, width = self.config, self.width
         scales = (spec.input_scale, spec.skip_scale, spec.branch_scale)
         stream = width * config.d_model * (1 + sum(scale.learned != "none" for scale in scales))
-        # A norm keeps its input in float32, and its result before the gain.
-        widths = (norm_width(name, config, layer) for name in norms_of(spec))
-        norms = (_FLOAT32 + width) * sum(widths)
+        norms = sum(
+            self._norm(norm, norm_width(name, config, layer))
+            for name, norm in norms_of(spec).items()
+        )
         if isinstance(spec, AttentionSpec):
             features = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
-            branch = width * features + _FLOAT32 * config.n_heads
+            branch = width * features
         else:
             branch = width * self._hidden(layer) * (4 if config.activation == "swiglu" else 2)
             if config.has_experts(layer):
                 branch += self._rows(layer) + 3 * _FLOAT32 * config.n_experts  # router, softmax
         return stream + norms + branch // self.tensor
+
+    def _norm(self, norm: Norm, features: int) -> int:
+        """Bytes per token: its input; if autograd differentiates it, in float32, and its result."""
+        return features * (self.width if norm.kind == "rms" else _FLOAT32 + self.width)
 
     def _rows(self, layer: int) -> int:
         """Bytes per token of the rows that go to its experts and come back."""
