@@ -47,6 +47,7 @@ def tiny(corpus: Path, tmp_path: Path) -> list[str]:
         *("--model.d-model", "32"),
         *("--model.n-layers", "2"),
         *("--model.d-ff", "64"),
+        *("--train.dtype", "fp32"),  # the same on every machine
         *("--train.steps", "20"),
         *("--train.batch-size", "4"),
         *("--train.seq-len", "32"),

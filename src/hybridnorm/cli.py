@@ -105,10 +105,13 @@ class Generate:
 def _train(argv: Sequence[str]) -> None:
     name = _first_word(argv) or "demo"
     args = _parse(Train, "train", argv, default=Train(recipe=name, config=load_recipe(name)))
+    recipe = args.config
+    from hybridnorm.train.process import set_up_process
+
+    set_up_process(recipe.train)
     from hybridnorm.train.run import train
     from hybridnorm.train.world import end_rank
 
-    recipe = args.config
     stem = f"{Path(args.recipe).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
     train(recipe, args.run_dir or Path("runs") / stem, resume=args.resume)
     end_rank()

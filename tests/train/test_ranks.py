@@ -118,7 +118,7 @@ def test_any_layout_starts_and_trains_alike(layout: str, trained: Callable[[str]
 def test_compiled_bfloat16_on_two_ranks_stays_near_float32(
     trained: Callable[[str], Path], recipe: Path, tmp_path: Path
 ) -> None:
-    fields = ('train.dtype="bf16"', "train.compile=true")
+    fields = ('train.dtype="bf16"', 'train.compile="on"')
     launch(2, tmp_path, recipe, *fields)
     for name in PLACEMENTS:
         expected = losses(trained("one process") / name)

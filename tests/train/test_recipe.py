@@ -31,7 +31,10 @@ def test_overrides_win_over_the_file_and_the_preset(tmp_path: Path) -> None:
         ("[model]\nd_modle = 3", "model.d_modle: unknown field; did you mean 'd_model'?"),
         ('[optimizer]\nlr = "fast"', "optimizer.lr: expected a number, got 'fast'"),
         ("[train]\nsteps = 1.5", "train.steps: expected a whole number, got 1.5"),
-        ("[train]\ncompile = 1", "train.compile: expected true or false, got 1"),
+        (
+            "[train]\nasync_checkpoints = 1",
+            "train.async_checkpoints: expected true or false, got 1",
+        ),
         ("[train]\nsteps = 0", "train.steps: must be at least 1, got 0"),
         ('[train]\ndtype = "fp61"', "train.dtype: unknown value 'fp61'"),
         ("[model]\nn_heads = 3", "model.n_heads: 3 heads do not divide d_model 128"),

@@ -35,7 +35,9 @@ def linear_cross_entropy(
     Returns:
         The sum, cross-entropy and z-loss; only the sum has a gradient.
     """
-    needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    needs_gradient = torch.is_grad_enabled() and (
+        hidden_ND.requires_grad or weight_VD.requires_grad
+    )
     out: tuple[Tensor, Tensor, Tensor] = _LinearCrossEntropy.apply(
         hidden_ND, weight_VD, targets_N, z_weight, needs_gradient
     )

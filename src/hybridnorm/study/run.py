@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tomli_w
@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from hybridnorm.data.pool import cores
 from hybridnorm.errors import HybridNormError
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import Result, read_results, results_table
 from hybridnorm.train.metrics import read_metrics
 from hybridnorm.train.progress import clock
-from hybridnorm.train.recipe import dump_recipe
+from hybridnorm.train.recipe import dump_recipe, load_recipe
 
 _POLL = 0.5  # seconds
 
@@ -41,8 +42,9 @@ def carry_out(study: Study, folder: Path, *, jobs: int, command: str) -> None:
     console = Console()
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)  # as Ctrl-C: no run is left behind
-    _claim(study, folder, command)
     _prepare_data(study, console)
+    study = _settled(study, folder, jobs, console)
+    _claim(study, folder, command)
     waiting = [run for run in study.runs if not _is_done(folder / "runs" / run.name)]
     skipped = len(study.runs) - len(waiting)
     done = f", {skipped} finished before" if skipped else ""
@@ -80,6 +82,33 @@ def _prepare_data(study: Study, console: Console) -> None:
 
     for config in {run.recipe.data for run in study.runs}:
         prepare(config, console=console)
+
+
+def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
+    """The study with one choice of dtype and compilation for all runs, the first run's."""
+    from hybridnorm.data.prepare import prepare
+    from hybridnorm.placement import placement
+    from hybridnorm.train.choices import as_before, set_threads, settle
+    from hybridnorm.train.run import with_vocabulary
+    from hybridnorm.train.world import pick_device
+
+    first = study.runs[0]
+    recorded = folder / "recipes" / f"{first.name}.toml"
+    if recorded.exists():
+        chosen = load_recipe(recorded)
+    else:
+        set_threads(_threads(jobs))
+        recipe = with_vocabulary(first.recipe, prepare(first.recipe.data, console).tokenizer)
+        device = pick_device(recipe.train.device)
+        chosen, reasons = settle(recipe, placement(recipe.model.placement), device)
+        for reason in reasons:
+            console.print(reason, highlight=False, soft_wrap=True)
+    runs = [replace(run, recipe=as_before(run.recipe, chosen)) for run in study.runs]
+    return replace(study, runs=runs)
+
+
+def _threads(jobs: int) -> int:
+    return max(1, cores() // jobs)
 
 
 def _is_done(run_dir: Path) -> bool:
@@ -121,7 +150,6 @@ def _start(run: Run, folder: Path, jobs: int) -> _Job:
     command = [sys.executable, "-m", "hybridnorm", "train", str(recipe), "--run-dir", str(run_dir)]
     if (run_dir / "recipe.toml").exists():
         command.append("--resume")
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
     (folder / "logs").mkdir(exist_ok=True)
     with (folder / "logs" / f"{run.name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -129,7 +157,7 @@ def _start(run: Run, folder: Path, jobs: int) -> _Job:
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env={**os.environ, "OMP_NUM_THREADS": str(_threads(jobs))},
             start_new_session=True,  # Ctrl-C reaches the study alone, which stops its runs
         )
     return _Job(run, run_dir, process)

@@ -52,10 +52,15 @@ class TrainConfig:
     """Weight of the squared log-partition function of their routers' logits (OLMoE: 0.001)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes CUDA where there is one."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Dtype of the activations; weights and optimizer state are always float32."""
-    compile: bool = False
-    """Compile each block with torch.compile."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Dtype of the activations (weights and optimizer state are always float32); auto: bf16 where
+    the device multiplies faster in it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile each block with torch.compile; auto: where that saves more time than it takes."""
+    threads: int | None = None
+    """CPU threads of a rank. None: the node's cores, divided among its ranks."""
+    allocator: Literal["keep", "system"] = "keep"
+    """keep: on Linux, hold freed memory for the next step, in huge pages; system: as it is."""
     max_skipped_steps: int = 5
     """Steps in a row whose loss or gradient is not finite before the run ends; each is skipped."""
     log_every: int = 10
@@ -77,7 +82,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "train.", "steps", "tokens", "batch_size", "batch_tokens")
-        _at_least(1, self, "train.", "micro_batch_size", "seq_len", "max_skipped_steps")
+        _at_least(1, self, "train.", "micro_batch_size", "seq_len", "max_skipped_steps", "threads")
         _at_least(1, self, "train.", "log_every", "eval_every", "eval_sequences")
         _at_least(1, self, "train.", "checkpoint_every", "keep_checkpoints", "keep_every")
         _at_least(0, self, "train.", "z_loss", "load_balance_loss", "router_z_loss")

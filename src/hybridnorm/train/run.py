@@ -14,9 +14,11 @@ from hybridnorm.model.initialization import initialize
 from hybridnorm.model.parallelize import parallelize
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placement import Placement, placement
+from hybridnorm.train.choices import as_before, set_threads, settle
 from hybridnorm.train.config import Recipe
 from hybridnorm.train.groups import decay_groups, decay_table
 from hybridnorm.train.preflight import preflight
+from hybridnorm.train.recipe import load_recipe
 from hybridnorm.train.report import Report
 from hybridnorm.train.retention import list_checkpoints
 from hybridnorm.train.rundir import check_run_dir, describe_run, load_run
@@ -47,12 +49,16 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
     chosen = placement(recipe.model.placement)
     data = world.on_main(lambda: prepare(recipe.data, console=console))
     recipe = with_vocabulary(recipe, data.tokenizer)
+    threads = set_threads(recipe.train.threads)
+    if resume:
+        recipe = as_before(recipe, load_recipe(run_dir / "recipe.toml"))
+    recipe, reasons = world.on_main(lambda: settle(recipe, chosen, world.device, world.size))
     model = build_model(recipe, chosen, world)
     trainer = Trainer(recipe, model, data, run_dir, world)
     resuming = resume and world.on_main(lambda: bool(list_checkpoints(run_dir)))
     problems = trainer.resume() if resuming else []
     world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
-    _announce(trainer, problems, console)
+    _announce(trainer, problems, [*reasons, threads], console)
     with Report(recipe, run_dir if world.is_main else None, console) as report:
         event = "resumed" if resuming else "started"
         report.event(event, step=trainer.step, parameters=model.num_parameters())
@@ -61,12 +67,14 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
         console.print(f"stopped at step {trainer.step}; continue with --resume", highlight=False)
 
 
-def _announce(trainer: Trainer, problems: list[str], console: Console) -> None:
+def _announce(trainer: Trainer, problems: list[str], reasons: list[str], console: Console) -> None:
     """What this run will do, before it does it."""
     _passed_over(problems, console)
     recipe, model, world = trainer.recipe, trainer.model, trainer.world
     console.print(f"{trainer.run_dir} on {world.size} x {world.device}", style="bold")
-    preflight(recipe, model.placement, trainer.mix, world.size).print(console)
+    facts = preflight(recipe, model.placement, trainer.mix, world.size)
+    facts.rows["speed"] = "\n".join(reasons)
+    facts.print(console)
     console.print(decay_table(decay_groups(model, recipe.optimizer)))
 
 
@@ -132,7 +140,7 @@ def build_model(recipe: Recipe, placement: Placement, world: World) -> Transform
         model,
         world.mesh,
         recompute=recipe.parallel.activation_checkpointing,
-        compile_blocks=recipe.train.compile,
+        compile_blocks=recipe.train.compile == "on",
     )
     model.to_empty(device=world.device)
     initialize(model, recipe.seed)

@@ -1,0 +1,112 @@
+"""What a recipe leaves to the machine: the dtype of the activations, compilation, threads."""
+
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import torch
+
+from hybridnorm.data.pool import cores
+from hybridnorm.model.flops import flops_per_token
+from hybridnorm.placement import Placement
+from hybridnorm.train.config import Recipe, TrainConfig
+
+# Measured on CPUs (docs/results/throughput.md).
+_FASTER = 1.2  # a product in bf16 must be so much faster, as the casts take time, too
+_EFFICIENCY = 0.6  # of an eager step, beside a large matrix product
+_SAVED = 0.1  # of an eager step, by compiling
+_COMPILE_SECONDS = 6.0  # per kind of block
+_SIZE = 1024
+
+
+def settle(
+    recipe: Recipe, placement: Placement, device: torch.device, world_size: int = 1
+) -> tuple[Recipe, list[str]]:
+    """The recipe (`in_steps`, with its vocabulary size) without `auto`, and a reason for each.
+
+    Args:
+        world_size: ranks that share the work.
+    """
+    train, reasons = recipe.train, list[str]()
+    if train.dtype == "auto":
+        train, reason = _with_dtype(train, device)
+        reasons.append(reason)
+    if train.compile == "auto":
+        per_step = train.batch_size * train.seq_len
+        work = train.steps * per_step * flops_per_token(recipe.model, train.seq_len) / world_size
+        train, reason = _with_compile(train, device, work, _block_kinds(recipe, placement))
+        reasons.append(reason)
+    return replace(recipe, train=train), reasons
+
+
+def as_before(recipe: Recipe, recorded: Recipe) -> Recipe:
+    """The recipe with the choices of the run that it continues wherever it leaves them open."""
+    before = recorded.train
+    chosen = {
+        name: getattr(before, name)
+        for name in ("dtype", "compile")
+        if getattr(recipe.train, name) == "auto"
+    }
+    return replace(recipe, train=replace(recipe.train, **chosen))
+
+
+def set_threads(threads: int | None) -> str:
+    """Use `threads` threads; None: torch's choice, or this rank's part of a node's cores."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if threads is None and ranks > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        threads = max(1, cores() // ranks)  # torchrun says 1 where nobody says anything
+    if threads is not None:
+        torch.set_num_threads(threads)
+    n_threads = torch.get_num_threads()
+    return f"{n_threads} thread{'s'[: n_threads > 1]} of {cores()} cores"
+
+
+def _with_dtype(train: TrainConfig, device: torch.device) -> tuple[TrainConfig, str]:
+    if device.type == "cpu":
+        ratio = _seconds(torch.float32) / _seconds(torch.bfloat16)
+        reason = f"products run {ratio:.1f} times as fast in bf16 as in fp32 here"
+        faster = ratio > _FASTER
+    elif device.type == "cuda":
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+        reason = f"this device {'has' if faster else 'lacks'} bf16 products"
+    else:
+        faster, reason = False, f"bf16 is not measured on {device.type}"
+    dtype = "bf16" if faster else "fp32"
+    return replace(train, dtype=dtype), f"{dtype}: {reason}"
+
+
+def _with_compile(
+    train: TrainConfig, device: torch.device, work: float, kinds: int
+) -> tuple[TrainConfig, str]:
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        return replace(train, compile="off"), "eager: there is no C++ compiler"
+    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
+    speed = 2 * _SIZE**3 / _seconds(dtype, device)
+    saved, cost = _SAVED * work / (_EFFICIENCY * speed), _COMPILE_SECONDS * kinds
+    sums = f"compiling saves about {_clock(saved)} of this run and takes about {_clock(cost)}"
+    compile_ = "on" if saved > cost else "off"
+    return replace(train, compile=compile_), f"{'compiled' if saved > cost else 'eager'}: {sums}"
+
+
+def _block_kinds(recipe: Recipe, placement: Placement) -> int:
+    """How many blocks compile to different code."""
+    layers = range(recipe.model.n_layers)
+    kinds = ((placement.block(n, len(layers)), recipe.model.has_experts(n)) for n in layers)
+    return len(set(kinds))
+
+
+def _seconds(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+    """Of one matrix product, the best of a few."""
+    x = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
+
+    def once() -> float:
+        start = time.perf_counter()
+        (x @ x)[0, 0].item()
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(5))
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
