@@ -73,6 +73,7 @@ source = "{corpus}"
 tokenizer = "byte"
 cache = "{corpus / "prepared"}"
 [train]
+dtype = "fp32"
 steps = 20
 batch_size = 12
 seq_len = 32

@@ -91,8 +91,8 @@ def _blocks(length: int) -> Iterator[slice]:
 
 def _rows(x_BTHK: Tensor, block: slice, groups: int) -> Tensor:
     """`(N, R, K)`: the rows of one product are those of the heads of a group, head by head."""
-    x = x_BTHK[:, block].unflatten(2, (groups, -1))
-    return x.permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
+    x_BHRK = x_BTHK[:, block].transpose(1, 2)
+    return x_BHRK.reshape(len(x_BTHK) * groups, -1, x_BTHK.shape[-1])
 
 
 def _write(out_BTHK: Tensor, block: slice, rows_NRK: Tensor) -> None:
@@ -107,7 +107,7 @@ def _by_group(x_BTGK: Tensor) -> Tensor:
 
 
 def _by_position(x_NTK: Tensor, batch: int) -> Tensor:
-    return x_NTK.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
+    return x_NTK.view(batch, -1, *x_NTK.shape[1:]).transpose(1, 2).contiguous()
 
 
 @attend.register_fake

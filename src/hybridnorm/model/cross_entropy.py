@@ -38,7 +38,7 @@ def linear_cross_entropy(
     needs_gradient = torch.is_grad_enabled() and (
         hidden_ND.requires_grad or weight_VD.requires_grad
     )
-    out: tuple[Tensor, Tensor, Tensor] = _LinearCrossEntropy.apply(
+    out: tuple[Tensor, Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_ND, weight_VD, targets_N, z_weight, needs_gradient
     )
     return out

@@ -54,7 +54,8 @@ class Norm(nn.Module):
         if self.weight is not None:
             gain = 1 + self.weight if self.zero_centered else self.weight
         if self.kind == "rms" and not torch.compiler.is_compiling() and type(x) is Tensor:
-            return _RMSNorm.apply(x, gain, self.eps)  # type: ignore[no-any-return]
+            normed: Tensor = _RMSNorm.apply(x, gain, self.eps)  # type: ignore[no-untyped-call]
+            return normed
         y = self._normalize(at_least_float32(x)).to(x.dtype)
         y = y if gain is None else y * gain.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
@@ -90,7 +91,7 @@ class _RMSNorm(torch.autograd.Function):
         inverse = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, inverse)
         y = (wide * inverse).to(x.dtype)
-        return y if gain is None else y.mul_(gain.to(x.dtype))
+        return y if gain is None else y.mul_(gain.to(x.dtype))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:

@@ -118,7 +118,8 @@ class Transformer(nn.Module):
 
     def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of `targets` `(batch, seq)`, -100 where there is none."""
-        return self.losses(input_ids, targets, documents).minimized
+        hidden_BTD, _ = self.hidden(input_ids, documents=documents)
+        return self._minimized(hidden_BTD, targets, 0.0)[0]
 
     def losses(
         self,
@@ -130,14 +131,16 @@ class Transformer(nn.Module):
     ) -> Losses:
         """`loss`, and beside it a z-loss and what the losses of routers weigh."""
         hidden_BTD, routings = self.hidden(input_ids, documents=documents)
-        minimized, cross_entropy, z = linear_cross_entropy(
-            hidden_BTD.flatten(0, 1),
-            self.head_weight(),
-            targets.flatten(),
-            z_weight=z_weight,
-        )
+        minimized, cross_entropy, z = self._minimized(hidden_BTD, targets, z_weight)
         routing = Routing(*map(torch.stack, zip(*routings, strict=True))) if routings else None
         return Losses(minimized, cross_entropy, z, routing)
+
+    def _minimized(
+        self, hidden_BTD: Tensor, targets_BT: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return linear_cross_entropy(
+            hidden_BTD.flatten(0, 1), self.head_weight(), targets_BT.flatten(), z_weight=z_weight
+        )
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
         return F.linear(hidden_BTD, self.head_weight().to(hidden_BTD.dtype))

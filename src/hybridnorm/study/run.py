@@ -98,7 +98,9 @@ def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
         chosen = load_recipe(recorded)
     else:
         set_threads(_threads(jobs))
-        recipe = with_vocabulary(first.recipe, prepare(first.recipe.data, console).tokenizer)
+        recipe = with_vocabulary(
+            first.recipe, prepare(first.recipe.data, console=console).tokenizer
+        )
         device = pick_device(recipe.train.device)
         chosen, reasons = settle(recipe, placement(recipe.model.placement), device)
         for reason in reasons:

@@ -72,8 +72,8 @@ def _with_dtype(train: TrainConfig, device: torch.device) -> tuple[TrainConfig, 
         reason = f"this device {'has' if faster else 'lacks'} bf16 products"
     else:
         faster, reason = False, f"bf16 is not measured on {device.type}"
-    dtype = "bf16" if faster else "fp32"
-    return replace(train, dtype=dtype), f"{dtype}: {reason}"
+    chosen = replace(train, dtype="bf16" if faster else "fp32")
+    return chosen, f"{chosen.dtype}: {reason}"
 
 
 def _with_compile(
@@ -85,8 +85,9 @@ def _with_compile(
     speed = 2 * _SIZE**3 / _seconds(dtype, device)
     saved, cost = _SAVED * work / (_EFFICIENCY * speed), _COMPILE_SECONDS * kinds
     sums = f"compiling saves about {_clock(saved)} of this run and takes about {_clock(cost)}"
-    compile_ = "on" if saved > cost else "off"
-    return replace(train, compile=compile_), f"{'compiled' if saved > cost else 'eager'}: {sums}"
+    if saved > cost:
+        return replace(train, compile="on"), f"compiled: {sums}"
+    return replace(train, compile="off"), f"eager: {sums}"
 
 
 def _block_kinds(recipe: Recipe, placement: Placement) -> int:

@@ -153,7 +153,7 @@ class Trainer:
                 # Copies of the model (HSDP) exchange gradients once per step.
                 self.model.set_requires_all_reduce(index == self.feed.n_micro)
             minimized, terms, watched = objective(self.model, batch, self.config, self.world)
-            (minimized / self.feed.n_micro).backward()
+            (minimized / self.feed.n_micro).backward()  # type: ignore[no-untyped-call]
             for name, number in (terms | watched).items():
                 part = number.detach() / self.feed.n_micro
                 sums[name] = sums[name] + part if name in sums else part
@@ -204,6 +204,8 @@ class Trainer:
         for batch, rows in self.feed.held_out(self.held_out, self.config.eval_sequences):
             loss = self.model.loss(*batch)
             sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # a forward pass alone leaves embedding and head whole
         total, count = self.world.mean(sums).tolist()
         loss = self.val_loss = total / count
         return {
