@@ -1,6 +1,10 @@
+import pytest
 import torch
+import torch.nn.functional as F
 
-from hybridnorm.model.config import ModelConfig
+from hybridnorm.model import cross_entropy
+from hybridnorm.model.config import ModelConfig, chunk_rows
+from hybridnorm.model.cross_entropy import linear_cross_entropy
 from hybridnorm.model.transformer import Transformer
 
 CONFIG = ModelConfig(d_model=32, n_layers=2, d_ff=64, vocab_size=50, tie_embeddings=False)
@@ -17,20 +21,43 @@ def test_cross_entropy_and_z_against_their_formulas() -> None:
 
     logits = model(IDS)[targets != -100]
     partition = logits.exp().sum(-1)
-    cross_entropy = (
-        partition.log() - logits.gather(1, targets[targets != -100][:, None])[:, 0]
-    ).mean()
+    nats = (partition.log() - logits.gather(1, targets[targets != -100][:, None])[:, 0]).mean()
     z = (partition.log() ** 2).mean()
-    expected = torch.autograd.grad(cross_entropy + 0.3 * z, list(model.parameters()))
+    expected = torch.autograd.grad(nats + 0.3 * z, list(model.parameters()))
 
     losses = model.losses(IDS, targets, z_weight=0.3)
-    torch.testing.assert_close(losses.cross_entropy, cross_entropy)
+    torch.testing.assert_close(losses.cross_entropy, nats)
     torch.testing.assert_close(losses.z, z)
     actual = torch.autograd.grad(losses.minimized, list(model.parameters()))
     torch.testing.assert_close(actual, expected)
     assert torch.equal(model.loss(IDS, targets), losses.cross_entropy)
     with torch.no_grad():
         assert torch.equal(model.loss(IDS, targets), losses.cross_entropy)
+
+
+def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PyTorch's own cross-entropy of all logits, whose gradient autograd takes."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(n, 16, generator=generator).double().requires_grad_() for n in (37, 50)
+    )
+    targets = torch.randint(50, (37,), generator=generator)
+    targets[3:7] = -100
+    loss = F.cross_entropy(hidden @ weight.T, targets)
+    expected = torch.autograd.grad(loss / 3, (hidden, weight))
+    for rows in (37, 10, 1):
+        monkeypatch.setattr(cross_entropy, "chunk_rows", lambda n, vocab, device, rows=rows: rows)
+        minimized, nats, _ = linear_cross_entropy(hidden, weight, targets)
+        torch.testing.assert_close(nats, loss)
+        actual = torch.autograd.grad(minimized / 3, (hidden, weight))
+        torch.testing.assert_close(actual, expected)
+
+
+def test_chunks_are_equal_and_bounded() -> None:
+    assert chunk_rows(4096, 4096) == 2048 * 2
+    assert chunk_rows(2048, 50304) == 512
+    assert chunk_rows(2048, 50304, "cuda") == 2048
+    assert chunk_rows(1, 2**26) == 1
 
 
 def test_logits_of_ignored_targets_do_not_matter() -> None:

@@ -144,9 +144,13 @@ class ModelConfig:
         return 1 / math.sqrt(2.5 * self.d_model) if self.init_std is None else self.init_std
 
 
-def chunk_rows(n_tokens: int, vocab_size: int) -> int:
-    """Tokens whose logits exist at a time in training: equal chunks of at most 2^25 logits."""
-    n_chunks = -(-n_tokens * vocab_size // 2**25)
+def chunk_rows(n_tokens: int, vocab_size: int, device: str = "cpu") -> int:
+    """Tokens whose logits exist at a time in training: equal chunks of at most 2^25 logits.
+
+    On other devices than a CPU 2^28, as their matrix products want more rows.
+    """
+    limit = 2**25 if device == "cpu" else 2**28
+    n_chunks = -(-n_tokens * vocab_size // limit)
     return -(-n_tokens // n_chunks)
 
 

@@ -64,7 +64,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if needs_gradient:
             hidden_grad_ND = torch.empty_like(hidden_ND)
             weight_grad_VD = torch.zeros_like(weight_VD, dtype=at_least_float32(low_VD[:0]).dtype)
-        for rows in _chunks(len(hidden_ND), len(weight_VD)):
+        for rows in _chunks(hidden_ND, len(weight_VD)):
             part_ND = hidden_ND[rows]
             logits_NV = part_ND @ low_VD.T
             columns_N1 = targets_N[rows, None].clamp(min=0)
@@ -106,6 +106,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _chunks(n_tokens: int, vocab_size: int) -> list[slice]:
-    rows = chunk_rows(n_tokens, vocab_size)
+def _chunks(hidden_ND: Tensor, vocab_size: int) -> list[slice]:
+    n_tokens = len(hidden_ND)
+    rows = chunk_rows(n_tokens, vocab_size, hidden_ND.device.type)
     return [slice(start, start + rows) for start in range(0, n_tokens, rows)]

@@ -29,8 +29,8 @@ class MemoryEstimate:
     activations: int
     """What the forward pass keeps for the backward pass, weights cast to bfloat16 included."""
     working: int
-    """Logits with their gradients, or a block that is recomputed, whichever is larger; and with
-    sharded weights, the matrices that are whole meanwhile: embedding, head, and two blocks."""
+    """A chunk of logits with their gradients, or a block that is recomputed, whichever is larger;
+    and with sharded weights, the matrices that are whole meanwhile: embedding, head, two blocks."""
 
     @property
     def total(self) -> int:
@@ -38,13 +38,19 @@ class MemoryEstimate:
 
 
 def memory_estimate(
-    recipe: Recipe, placement: Placement, *, shard: int = 1, micro_batch_size: int
+    recipe: Recipe,
+    placement: Placement,
+    *,
+    shard: int = 1,
+    micro_batch_size: int,
+    device: str = "cpu",
 ) -> MemoryEstimate:
     """The estimate for eager execution; compiled blocks keep less.
 
     Args:
         shard: ranks that share one copy of the model (those of `parallel.tensor` not among them).
         micro_batch_size: sequences per forward and backward pass on this rank.
+        device: its type.
 
     Raises:
         HybridNormError: no vocabulary size.
@@ -54,7 +60,7 @@ def memory_estimate(
     ends = counts.embedding + counts.head
     rest = ends + counts.experts + counts.vectors
     per_matrix = 1 if recipe.optimizer.name == "muon" else 2
-    passes = _Passes(recipe, placement, micro_batch_size * recipe.train.seq_len)
+    passes = _Passes(recipe, placement, micro_batch_size * recipe.train.seq_len, device)
     in_blocks = 2 * (matrices + counts.experts) // recipe.model.n_layers
     gathered = _FLOAT32 * (ends + in_blocks) if shard > 1 else 0
     weights = _FLOAT32 * (matrices + rest) // shard
@@ -70,7 +76,8 @@ def memory_estimate(
 class _Passes:
     """What a forward and a backward pass over `tokens` tokens hold, in bytes."""
 
-    def __init__(self, recipe: Recipe, placement: Placement, tokens: int) -> None:
+    def __init__(self, recipe: Recipe, placement: Placement, tokens: int, device: str) -> None:
+        self.device = device
         self.config, self.tokens, self.tensor = recipe.model, tokens, recipe.parallel.tensor
         self.mode = recipe.parallel.activation_checkpointing
         self.width = 2 if recipe.train.dtype == "bf16" else _FLOAT32
@@ -102,7 +109,7 @@ class _Passes:
     def logits(self) -> int:
         """Of a chunk of tokens, with the log-probabilities; and the output matrix, cast."""
         vocab_size = self.config.padded_vocab_size
-        rows = chunk_rows(self.tokens, vocab_size)
+        rows = chunk_rows(self.tokens, vocab_size, self.device)
         wide = 1 if self.width == _FLOAT32 else 2
         logits = rows * vocab_size * (self.width + wide * _FLOAT32)
         return logits + self._cast(self.config.d_model * vocab_size)

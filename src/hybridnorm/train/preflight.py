@@ -36,10 +36,13 @@ class Preflight:
             console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 
-def preflight(recipe: Recipe, placement: Placement, mix: Mix, world_size: int = 1) -> Preflight:
+def preflight(
+    recipe: Recipe, placement: Placement, mix: Mix, world_size: int = 1, device: str = "cpu"
+) -> Preflight:
     """What `recipe` (`in_steps`, with its vocabulary size) will do on `world_size` ranks.
 
     Args:
+        device: its type.
         mix: the training data as (name, weight, tokens).
 
     Raises:
@@ -61,7 +64,7 @@ def preflight(recipe: Recipe, placement: Placement, mix: Mix, world_size: int = 
         "model": _shape(config),
         "parameters": _parameters(counts),
         "FLOPs": f"{_si(per_token)} per token, {_si(per_token * tokens)} in total",
-        "memory": _memory(recipe, placement, shard, micro),
+        "memory": _memory(recipe, placement, shard, micro, device),
         "length": f"{train.steps:,} steps, {_si(tokens)} tokens, "
         f"{tokens / counts.total:,.2f} per parameter",
         "batch": f"{train.batch_size:,} sequences of {train.seq_len:,} = {per_step:,} tokens; "
@@ -99,8 +102,12 @@ def _experts(config: ModelConfig) -> str:
     )
 
 
-def _memory(recipe: Recipe, placement: Placement, shard: int, micro_batch_size: int) -> str:
-    estimate = memory_estimate(recipe, placement, shard=shard, micro_batch_size=micro_batch_size)
+def _memory(
+    recipe: Recipe, placement: Placement, shard: int, micro_batch_size: int, device: str
+) -> str:
+    estimate = memory_estimate(
+        recipe, placement, shard=shard, micro_batch_size=micro_batch_size, device=device
+    )
     parts = (
         f"{name} {_size(getattr(estimate, name))}"
         for name in ("weights", "gradients", "optimizer", "activations", "working")

@@ -72,7 +72,7 @@ def _announce(trainer: Trainer, problems: list[str], reasons: list[str], console
     _passed_over(problems, console)
     recipe, model, world = trainer.recipe, trainer.model, trainer.world
     console.print(f"{trainer.run_dir} on {world.size} x {world.device}", style="bold")
-    facts = preflight(recipe, model.placement, trainer.mix, world.size)
+    facts = preflight(recipe, model.placement, trainer.mix, world.size, world.device.type)
     facts.rows["speed"] = "\n".join(reasons)
     facts.print(console)
     console.print(decay_table(decay_groups(model, recipe.optimizer)))

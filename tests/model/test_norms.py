@@ -1,0 +1,52 @@
+"""The eager RMS norm against PyTorch's formula, and what it keeps for the backward pass."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridnorm.model.norms import Norm
+from hybridnorm.placement import spec
+
+
+def norm(width: int, **fields: object) -> Norm:
+    made = Norm(spec.Norm(kind="rms", **fields), width, gain=1.0, eps=1e-5)  # type: ignore[arg-type]
+    made.reset_parameters()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, 1.0, 0.2, generator=torch.Generator().manual_seed(0))
+    return made
+
+
+@pytest.mark.parametrize(("affine", "zero_centered"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("shape", [(2, 5, 24), (2, 5, 3, 8)])
+def test_value_and_gradients(shape: tuple[int, ...], affine: bool, zero_centered: bool) -> None:
+    module = norm(shape[-1], affine=affine, zero_centered=zero_centered).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(shape, dtype=torch.float64)
+    gain = None if module.weight is None else module.weight + zero_centered
+    expected = F.rms_norm(x, shape[-1:], gain, 1e-5)
+    wanted = [x, *module.parameters()]
+    actual = module(x)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, wanted, gradient),
+        torch.autograd.grad(expected, wanted, gradient),
+    )
+
+
+def test_bfloat16_rounds_as_the_formula_does() -> None:
+    """Statistics in float32, cast back before the gain (the authors' order)."""
+    module = norm(64)
+    x = torch.randn(8, 64).bfloat16()
+    wide = x.float()
+    formula = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)
+    assert torch.equal(module(x), formula.bfloat16() * module.weight.bfloat16())
+
+
+def test_it_keeps_its_input_and_one_number_per_row() -> None:
+    module = norm(64)
+    x = torch.randn(8, 64).bfloat16().requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        module(x)
+    assert sum(t.nbytes for t in kept if t is not module.weight) == x.nbytes + 8 * 4
