@@ -6,6 +6,8 @@ Here a chunk's logits turn into its gradients before the next chunk's exist.
 Shape suffixes: N tokens, V vocabulary, D d_model.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +20,12 @@ IGNORED = -100
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, z_weight: float = 0.0
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    z_weight: float = 0.0,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is minimized, and its two parts, the cross-entropy in nats and the z-loss.
 
@@ -31,6 +38,7 @@ def linear_cross_entropy(
         weight_VD: the output matrix.
         targets_N: -100 where there is none.
         z_weight: the minimized sum is cross-entropy + z_weight * z-loss.
+        compiled: run what is not a matrix product through torch.compile.
 
     Returns:
         The sum, cross-entropy and z-loss; only the sum has a gradient.
@@ -39,7 +47,7 @@ def linear_cross_entropy(
         hidden_ND.requires_grad or weight_VD.requires_grad
     )
     out: tuple[Tensor, Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, targets_N, z_weight, needs_gradient
+        hidden_ND, weight_VD, targets_N, z_weight, compiled, needs_gradient
     )
     return out
 
@@ -54,6 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         targets_N: Tensor,
         z_weight: float,
+        compiled: bool,
         needs_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         low_VD = weight_VD.to(hidden_ND.dtype)
@@ -69,15 +78,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_NV = part_ND @ low_VD.T
             columns_N1 = targets_N[rows, None].clamp(min=0)
             at_target_N = at_least_float32(logits_NV.gather(1, columns_N1)).squeeze(1)
-            log_probs_NV = torch.log_softmax(at_least_float32(logits_NV), -1)
-            nats_N = -log_probs_NV.gather(1, columns_N1).squeeze(1)
-            log_partition_N = at_target_N + nats_N
+            log_partition_N = (_compiled() if compiled else _softmax_)(logits_NV)
+            nats_N = log_partition_N - at_target_N
             terms = torch.stack((nats_N, log_partition_N.square())).to(precise)
             sums += terms.where(counted_N[rows], 0.0).sum(1)
             if not needs_gradient:
                 continue
-            grad_NV = torch.exp(log_probs_NV, out=logits_NV)
-            del log_probs_NV
+            grad_NV = logits_NV
             if z_weight:
                 grad_NV *= (1 + 2 * z_weight * log_partition_N[:, None]).to(grad_NV.dtype)
             grad_NV.scatter_add_(1, columns_N1, grad_NV.new_full((), -1.0).expand_as(columns_N1))
@@ -103,7 +110,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _softmax_(logits_NV: Tensor) -> Tensor:
+    """In place; returns the log-partition function, `(N,)` in float32 at least."""
+    wide_NV = at_least_float32(logits_NV)
+    log_probs_NV = torch.log_softmax(wide_NV, -1)
+    log_partition_N = wide_NV[:, 0] - log_probs_NV[:, 0]
+    torch.exp(log_probs_NV, out=logits_NV)
+    return log_partition_N
+
+
+@cache
+def _compiled() -> Callable[[Tensor], Tensor]:
+    return torch.compile(_softmax_, dynamic=False)
 
 
 def _chunks(hidden_ND: Tensor, vocab_size: int) -> list[slice]:

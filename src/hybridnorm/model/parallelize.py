@@ -66,6 +66,7 @@ def parallelize(
 
     Args:
         mesh: ranks with the dimensions `MESH_DIMENSIONS`; None for a single process.
+        compile_blocks: through torch.compile, and the loss, too.
         recompute: what the backward pass computes again instead of keeping it: nothing, all but
             matrix products, or whole blocks.
 
@@ -75,6 +76,7 @@ def parallelize(
     """
     if mesh is not None and mesh["tensor"].size() > 1:
         shard_matrices(model, mesh["tensor"])
+    model.compiled_loss = compile_blocks
     for block in model.blocks:
         if recompute != "none":
             _recompute(block, recompute)

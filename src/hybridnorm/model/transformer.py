@@ -53,6 +53,8 @@ class Transformer(nn.Module):
         self.placement = placement or registry.placement(config.placement)
         self.dtype = torch.float32
         """Dtype of the activations; the weights stay float32 and are cast where they are used."""
+        self.compiled_loss = False
+        """Whether the loss goes through torch.compile, as `parallelize` makes blocks do."""
         n_layers = config.n_layers
         sites = [
             Site(layer, n_layers, config.d_model, config.norm_eps) for layer in range(n_layers)
@@ -139,7 +141,11 @@ class Transformer(nn.Module):
         self, hidden_BTD: Tensor, targets_BT: Tensor, z_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         return linear_cross_entropy(
-            hidden_BTD.flatten(0, 1), self.head_weight(), targets_BT.flatten(), z_weight=z_weight
+            hidden_BTD.flatten(0, 1),
+            self.head_weight(),
+            targets_BT.flatten(),
+            z_weight=z_weight,
+            compiled=self.compiled_loss,
         )
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
