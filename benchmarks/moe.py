@@ -28,6 +28,8 @@ from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.moe import load_balance
 from hybridnorm.model.parallelize import parallelize
 from hybridnorm.model.transformer import Transformer
+from hybridnorm.train.config import TrainConfig
+from hybridnorm.train.process import set_up_process
 
 Step = Callable[[], float]
 OURS = ModelConfig(
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seq", type=int, default=256)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     options = parser.parse_args()
+    set_up_process(TrainConfig())
     logging.set_verbosity_error()
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     generator = torch.Generator().manual_seed(0)
