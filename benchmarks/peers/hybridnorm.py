@@ -1,0 +1,62 @@
+"""hybridnorm through its own code path; `setup.variant` is the placement."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.generate import generate
+from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.transformer import Transformer
+from hybridnorm.train.config import OptimizerConfig
+from hybridnorm.train.optimizer import build_optimizer
+
+OWN_PRECISION = True
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def setting(setup: SimpleNamespace) -> tuple[str, bool]:
+    """Dtype and whether to compile; `default` is what training picks on this machine by itself."""
+    return ("bf16", True) if setup.dtype == "default" else (setup.dtype, setup.compiled)
+
+
+def model(setup: SimpleNamespace) -> Transformer:
+    shape = setup.shape
+    config = ModelConfig(
+        placement=setup.variant,
+        d_model=shape.d_model,
+        n_layers=shape.n_layers,
+        n_heads=shape.n_heads,
+        n_kv_heads=shape.n_kv_heads,
+        d_ff=shape.d_ff,
+        vocab_size=shape.vocab_size,
+        tie_embeddings=False,
+    )
+    return Transformer(config).to(setup.device)
+
+
+def build(setup: SimpleNamespace):
+    dtype, compiled = setting(setup)
+    ours = model(setup)
+    ours.dtype = DTYPES[dtype]
+    parallelize(ours, None, compile_blocks=compiled)
+
+    def objective(ids: Tensor, targets: Tensor) -> Tensor:
+        return ours.losses(ids, targets, with_z=False).cross_entropy
+
+    return ours, objective
+
+
+def optimizer(ours: Transformer, lr: float):
+    return build_optimizer(ours, OptimizerConfig(lr=lr))
+
+
+def generator(setup: SimpleNamespace):
+    ours = model(setup)
+    ours.dtype = DTYPES[setup.dtype]
+
+    def new_tokens(prompt: Tensor) -> Tensor:
+        return generate(ours, prompt, setup.new, temperature=0)[:, prompt.shape[1] :]
+
+    return ours, new_tokens
