@@ -1,7 +1,7 @@
 """The shapes, the peers, and the settings in which a peer can run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 
@@ -127,8 +127,8 @@ class Arm:
 DEFAULT = Arm("hybridnorm-star", "default")
 
 
-def settings(peer: Peer) -> Iterator[Arm]:
+def settings(peer: Peer, dtypes: Sequence[str] = ("fp32", "bf16")) -> Iterator[Arm]:
     """All that are tried. Attention by matrix products is worth trying compiled only."""
-    for dtype, compiled in product(("fp32", "bf16"), (False, True)):
+    for dtype, compiled in product(dtypes, (False, True)):
         for attention in peer.attentions if compiled else peer.attentions[:1]:
             yield Arm(peer.name, dtype, compiled, attention)

@@ -45,7 +45,8 @@ class Stable:
 def qualify(stable: Stable, peers: Sequence[str], steps: int) -> dict[Arm, dict]:
     """One turn of every setting alone: what the worker said, or `{"error": ...}`."""
     found: dict[Arm, dict] = {}
-    for arm in [arm for name in peers for arm in settings(PEERS[name])]:
+    dtypes = stable.options.dtypes
+    for arm in [arm for name in peers for arm in settings(PEERS[name], dtypes)]:
         try:
             worker = stable.start(arm)
             found[arm] = worker.turn(steps) | {"parameters": worker.parameters}
@@ -71,8 +72,9 @@ def finalists(found: dict[Arm, dict], device: str) -> list[Arm]:
         return min(mine, key=lambda arm: ran[arm]["seconds"])
 
     peers = list(dict.fromkeys(arm.peer for arm in ran))
+    dtypes = [dtype for dtype in DTYPES if dtype in {arm.dtype for arm in ran}]
     best = [fastest(peer, *DTYPES) for peer in peers]
-    each = [fastest(peer, dtype) for peer in peers for dtype in DTYPES]
+    each = [fastest(peer, dtype) for peer in peers for dtype in dtypes]
     kept = [] if device == "cuda" else [replace(arm, kept=True) for arm in best]
     own = [DEFAULT] if OURS[0] in peers else []
     room = MEMORY_SHARE * available_memory(device)
@@ -132,6 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="timed steps per turn")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--out", type=Path, default=Path("build/throughput"))

@@ -9,21 +9,31 @@ from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.generate import generate
 from hybridnorm.model.parallelize import parallelize
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.train.config import OptimizerConfig
+from hybridnorm.placement import placement
+from hybridnorm.train.choices import settle
+from hybridnorm.train.config import OptimizerConfig, Recipe, TrainConfig
 from hybridnorm.train.optimizer import build_optimizer
+from hybridnorm.train.process import set_up_process
 
 OWN_PRECISION = True
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def setting(setup: SimpleNamespace) -> tuple[str, bool]:
-    """Dtype and whether to compile; `default` is what training picks on this machine by itself."""
-    return ("bf16", True) if setup.dtype == "default" else (setup.dtype, setup.compiled)
-
-
-def model(setup: SimpleNamespace) -> Transformer:
+    """Dtype and whether to compile; `default` is what a long run picks here by itself."""
+    if setup.dtype != "default":
+        return setup.dtype, setup.compiled
     shape = setup.shape
-    config = ModelConfig(
+    long = TrainConfig(batch_size=shape.batch, seq_len=shape.seq, steps=10_000)
+    set_up_process(long)  # before torch takes memory
+    recipe = Recipe(model=model_config(setup), train=long)
+    settled, _ = settle(recipe, placement(setup.variant), torch.device(setup.device))
+    return settled.train.dtype, settled.train.compile == "on"
+
+
+def model_config(setup: SimpleNamespace) -> ModelConfig:
+    shape = setup.shape
+    return ModelConfig(
         placement=setup.variant,
         d_model=shape.d_model,
         n_layers=shape.n_layers,
@@ -33,7 +43,10 @@ def model(setup: SimpleNamespace) -> Transformer:
         vocab_size=shape.vocab_size,
         tie_embeddings=False,
     )
-    return Transformer(config).to(setup.device)
+
+
+def model(setup: SimpleNamespace) -> Transformer:
+    return Transformer(model_config(setup)).to(setup.device)
 
 
 def build(setup: SimpleNamespace):
@@ -43,7 +56,7 @@ def build(setup: SimpleNamespace):
     parallelize(ours, None, compile_blocks=compiled)
 
     def objective(ids: Tensor, targets: Tensor) -> Tensor:
-        return ours.losses(ids, targets, with_z=False).cross_entropy
+        return ours.loss(ids, targets)
 
     return ours, objective
 
