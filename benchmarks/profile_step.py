@@ -1,6 +1,6 @@
 """Where a training step spends its time, by operator.
 
-    python benchmarks/profile_step.py --shape 256
+python benchmarks/profile_step.py --shape 256
 """
 
 import argparse
