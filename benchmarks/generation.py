@@ -117,7 +117,7 @@ def main() -> None:
         sys.exit("nothing runs; the lines above say why")
     about = environment(torch.device(options.device))
     text = (
-        f"{SHAPES['256'].model}; prompt {PROMPT}, {NEW} new tokens; {options.rounds} rounds of "
+        f"{SHAPES['256']}; prompt {PROMPT}, {NEW} new tokens; {options.rounds} rounds of "
         f"{options.repeats}; {place(about)}."
     )
     text = "\n\n".join([text, *(table(batch, turns) for batch, turns in found.items())]) + "\n"

@@ -116,17 +116,8 @@ def _(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, visible_B1TT: Tensor | Non
 
 
 @_backward.register_fake
-def _(
-    grad_BTHK: Tensor,
-    q_BTHK: Tensor,
-    k_BTGK: Tensor,
-    v_BTGK: Tensor,
-    out_BTHK: Tensor,
-    visible_B1TT: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    like = (q_BTHK, k_BTGK, v_BTGK)
-    q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in like)
-    return q, k, v
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -58,8 +58,7 @@ def set_threads(threads: int | None) -> str:
         threads = max(1, cores() // ranks)  # torchrun says 1 where nobody says anything
     if threads is not None:
         torch.set_num_threads(threads)
-    n_threads = torch.get_num_threads()
-    return f"{n_threads} thread{'s'[: n_threads > 1]} of {cores()} cores"
+    return f"threads: {torch.get_num_threads()}, on {cores()} cores"
 
 
 def _with_dtype(train: TrainConfig, device: torch.device) -> tuple[TrainConfig, str]:

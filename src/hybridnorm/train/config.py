@@ -58,7 +58,8 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile each block with torch.compile; auto: where that saves more time than it takes."""
     threads: int | None = None
-    """CPU threads of a rank. None: the node's cores, divided among its ranks."""
+    """CPU threads of a rank. None: PyTorch's choice; under torchrun a node's cores divided among
+    its ranks."""
     allocator: Literal["keep", "system"] = "keep"
     """keep: on Linux, hold freed memory for the next step, in huge pages; system: as it is."""
     max_skipped_steps: int = 5

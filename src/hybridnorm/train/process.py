@@ -1,5 +1,6 @@
 """What a training process sets before torch is imported. No torch."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -16,8 +17,11 @@ def set_up_process(config: TrainConfig) -> None:
     A training step frees the tensors that the next one takes again. glibc gives large ones back to
     the system, and taking them again, page by page, is up to a third of a step.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "hybridnorm" / "torchinductor"))
+    with contextlib.suppress(OSError, RuntimeError):  # no home that can be written: torch's default
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = home / "hybridnorm" / "torchinductor"
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     if config.allocator == "keep" and sys.platform == "linux":
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages; torch reads this once
         libc = ctypes.CDLL(None)
