@@ -1,7 +1,7 @@
-"""Causal attention for CPUs, by blocks of queries.
+"""Causal attention for CPUs in bfloat16, by blocks of queries.
 
-PyTorch's own kernel for CPUs is slow in its backward pass, and slower in bfloat16 than in
-float32; batched matrix products are not (benchmarks/attention.py). A block of queries meets only
+PyTorch's own kernel for CPUs gains nothing from bfloat16, batched matrix products do; in float32
+it is the faster one (benchmarks/attention.py). A block of queries meets only
 the keys up to its end, and heads that share keys are rows of one product.
 
 Shape suffixes: B batch, T sequence, H query heads, G key/value heads, K head width; N = B * G

@@ -132,7 +132,7 @@ def _attention(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, cache: KVCache | None, mask: Mask | None
 ) -> Tensor:
     """The context `(batch, seq, heads, head_dim)`."""
-    if q_BTHK.is_cpu and cache is None:
+    if q_BTHK.is_cpu and q_BTHK.dtype == torch.bfloat16 and cache is None:
         return attend(q_BTHK, k_BTGK, v_BTGK, mask)  # type: ignore[no-any-return]
     q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     if cache is not None:

@@ -152,7 +152,7 @@ class _Passes:
         )
         if isinstance(spec, AttentionSpec):
             features = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
-            branch = width * features
+            branch = width * features + _FLOAT32 * config.n_heads
         else:
             branch = width * self._hidden(layer) * (4 if config.activation == "swiglu" else 2)
             if config.has_experts(layer):
