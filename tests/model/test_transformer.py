@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hybridnorm.model.config import PRESETS, ModelConfig
+from hybridnorm.model.decoder import decoder
 from hybridnorm.model.generate import generate
 from hybridnorm.model.initialization import initialize, standard_deviation
 from hybridnorm.model.norms import Norm
@@ -67,6 +68,36 @@ def test_the_cache_gives_the_same_logits_however_the_text_is_cut(
     caches = model.kv_caches(24)
     parts = [model(IDS[:, a:b], caches) for a, b in itertools.pairwise((0, *ends))]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*strategies(), "kv-post", "pre-qkvc-pre"])
+def test_the_decoder_gives_the_logits_of_the_model(name: str) -> None:
+    model = Transformer(replace(CONFIG, placement=name))
+    exact = model(IDS)
+    torch.testing.assert_close(_decoded(model), exact, rtol=2e-5, atol=2e-5)
+    model.dtype = torch.bfloat16
+    # What rounding costs the model itself, in all logits together.
+    assert (_decoded(model) - exact).norm() < 1.3 * (model(IDS) - exact).norm()
+
+
+@torch.inference_mode()
+def _decoded(model: Transformer) -> torch.Tensor:
+    fast = decoder(model)
+    caches = fast.kv_caches(24)
+    parts = [fast(IDS[:, :7], caches), fast(IDS[:, 7:9], caches)]
+    parts += [fast.next_logits(IDS[:, i : i + 1], caches)[:, None] for i in range(9, 24)]
+    return torch.cat(parts, dim=1)
+
+
+def test_the_decoder_leaves_the_model_as_it_was() -> None:
+    model = Transformer(CONFIG)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generate(model, IDS[:, :4], 3)
+    assert {n: v.tolist() for n, v in model.state_dict().items()} == {
+        n: v.tolist() for n, v in before.items()
+    }
+    model.loss(IDS, IDS).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_greedy_generation_takes_the_likeliest_token() -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.model.decoder import decoder
 from hybridnorm.model.transformer import Transformer
 
 
@@ -33,19 +34,20 @@ def generate(
     """
     _check(max_new_tokens, temperature, top_k, top_p)
     generator = torch.Generator(input_ids.device).manual_seed(seed)
+    model = decoder(model)
     caches = model.kv_caches(input_ids.shape[1] + max_new_tokens)
-    tokens = new = input_ids
+    tokens = [input_ids]
     ended = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
     for _ in range(max_new_tokens):
-        logits = model(new, caches)[:, -1].float()
+        logits = model.next_logits(tokens[-1], caches).float()
         new = _sample(logits, temperature, top_k, top_p, generator)
         if end_of_document is not None:
             new = new.masked_fill(ended, end_of_document)
             ended |= new == end_of_document
-        tokens = torch.cat((tokens, new), dim=1)
-        if ended.all():
+        tokens.append(new)
+        if end_of_document is not None and ended.all():  # asking waits for the device
             break
-    return tokens
+    return torch.cat(tokens, dim=1)
 
 
 def _sample(

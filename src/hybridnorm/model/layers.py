@@ -36,10 +36,15 @@ class Linear(nn.Linear):
 
 
 class Rope(NamedTuple):
-    """Cosines and sines of the rotary embedding, float32 `(seq, head_dim)`."""
+    """Cosines and sines of the rotary embedding, float32 `(seq, 1, head_dim)`: for all heads."""
 
     cos: Tensor
     sin: Tensor
+    """Negative in the left half, where the rotation subtracts."""
+
+    def at(self, start: int, end: int) -> "Rope":
+        """The positions from `start` to before `end` of these."""
+        return Rope(self.cos[start:end], self.sin[start:end])
 
 
 def rope(positions_T: Tensor, head_dim: int, theta: float) -> Rope:
@@ -47,17 +52,17 @@ def rope(positions_T: Tensor, head_dim: int, theta: float) -> Rope:
     exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32)
     # Rounded as in OLMo and Llama: far positions times a last-bit difference would show.
     frequencies = 1.0 / theta ** (exponents / head_dim)
-    angles = positions_T.float()[:, None] * frequencies
-    angles_TK = torch.cat((angles, angles), dim=-1)
-    return Rope(angles_TK.cos(), angles_TK.sin())
+    angles = positions_T.float()[:, None, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return Rope(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
 
 def apply_rope(x_BTHK: Tensor, rope: Rope) -> Tensor:
     """Rotate heads `(batch, seq, heads, head_dim)` in float32 at least."""
     x = at_least_float32(x_BTHK)
     left, right = x.chunk(2, dim=-1)
-    rotated = torch.cat((-right, left), dim=-1)
-    return (x * rope.cos[:, None] + rotated * rope.sin[:, None]).to(x_BTHK.dtype)
+    swapped = torch.cat((right, left), dim=-1)
+    return torch.addcmul(x * rope.cos, swapped, rope.sin).to(x_BTHK.dtype)
 
 
 class KVCache:
@@ -79,6 +84,19 @@ class KVCache:
         self.values[:, :, self.length : end] = v_BGTK
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class KVCaches(NamedTuple):
+    """What a model keeps of a text: keys and values of its layers, and the rotary embedding."""
+
+    layers: list[KVCache]
+    rope: Rope
+    """Of all positions that fit."""
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return self.layers[0].length
 
 
 class HeadNorm(nn.Module):
@@ -120,12 +138,16 @@ class Attention(nn.Module):
         mask: Mask | None = None,
     ) -> Tensor:
         """The stream `(batch, seq, d_model)` to what attention adds; without `mask` causal."""
-        q_BTHK = self.q_norm(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
-        k_BTGK = self.k_norm(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
-        v_BTGK = self.v_norm(self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
+        q_BTHK, k_BTGK, v_BTGK = self.project(x_BTD)
+        q_BTHK, k_BTGK, v_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK), self.v_norm(v_BTGK)
         q_BTHK, k_BTGK = apply_rope(q_BTHK, rope), apply_rope(k_BTGK, rope)
         context_BTHK = self.context_norm(_attention(q_BTHK, k_BTGK, v_BTGK, cache, mask))
         return self.o_proj(context_BTHK.flatten(2))  # type: ignore[no-any-return]
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, `(batch, seq, heads, head_dim)`."""
+        projections = self.q_proj, self.k_proj, self.v_proj
+        return tuple(proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in projections)
 
 
 def _attention(
@@ -139,16 +161,30 @@ def _attention(
         k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
     if isinstance(mask, BlockMask):
         return flex(q_BHTK, k_BGTK, v_BGTK, mask).transpose(1, 2)
+    if cache is not None and q_BHTK.shape[2] == 1:
+        return _attend_one(q_BHTK, k_BGTK, v_BGTK).transpose(1, 2)
     context_BHTK = F.scaled_dot_product_attention(
         q_BHTK,
         k_BGTK,
         v_BGTK,
         attn_mask=mask,
-        # One new token sees everything cached.
-        is_causal=mask is None and q_BHTK.shape[2] > 1,
+        is_causal=mask is None,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
     )
     return context_BHTK.transpose(1, 2)
+
+
+def _attend_one(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+    """The context `(batch, heads, 1, head_dim)` of one new token, which sees everything cached.
+
+    Heads that share keys become the rows of one product, except in float32 on the CPU, where
+    PyTorch's kernel is faster row by row (benchmarks/generation.py).
+    """
+    if q_BHTK.is_cpu and q_BHTK.dtype == torch.float32:
+        grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
+        return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, enable_gqa=grouped)
+    q_BGRK = q_BHTK.view(*k_BGTK.shape[:2], -1, k_BGTK.shape[3])
+    return F.scaled_dot_product_attention(q_BGRK, k_BGTK, v_BGTK).view_as(q_BHTK)
 
 
 class FeedForward(nn.Module):
@@ -163,8 +199,11 @@ class FeedForward(nn.Module):
         self.mid_norm = site.norm(spec.mid_norm, config.d_ff)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        up_BTF = self.up_proj(x_BTD)
-        hidden_BTF = (
-            F.gelu(up_BTF) if self.gate_proj is None else F.silu(self.gate_proj(x_BTD)) * up_BTF
-        )
+        *gate_BTF, up_BTF = self.project(x_BTD)
+        hidden_BTF = F.silu(gate_BTF[0]) * up_BTF if gate_BTF else F.gelu(up_BTF)
         return self.down_proj(self.mid_norm(hidden_BTF))  # type: ignore[no-any-return]
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Gate, if there is one, and up."""
+        up_BTF = self.up_proj(x_BTD)
+        return (up_BTF,) if self.gate_proj is None else (self.gate_proj(x_BTD), up_BTF)

@@ -1,6 +1,5 @@
 """The decoder-only transformer."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.cross_entropy import linear_cross_entropy
 from hybridnorm.model.initialization import initialize
-from hybridnorm.model.layers import KVCache, Linear, rope
+from hybridnorm.model.layers import KVCache, KVCaches, Linear, Rope, rope
 from hybridnorm.model.masks import continuation_mask, document_mask
 from hybridnorm.model.moe import Routing
 from hybridnorm.model.norms import Site
@@ -79,34 +78,39 @@ class Transformer(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        caches: Sequence[KVCache] | None = None,
+        caches: KVCaches | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
         """Token ids `(batch, seq)` to logits `(batch, seq, vocab_size)`.
 
         Args:
-            caches: one per block (`kv_caches`); the ids continue the cached text.
+            caches: `kv_caches`; the ids continue the cached text.
             documents: which document each token belongs to, `(batch, seq)`; tokens then attend
                 to their own document only.
         """
         hidden_BTD, _ = self.hidden(input_ids, caches, documents)
-        return self._logits(hidden_BTD)
+        return self.logits(hidden_BTD)
+
+    def next_logits(self, input_ids: Tensor, caches: KVCaches) -> Tensor:
+        """`forward`'s logits after the last token only, `(batch, vocab_size)`."""
+        hidden_BTD, _ = self.hidden(input_ids, caches)
+        return self.logits(hidden_BTD[:, -1])
 
     def hidden(
         self,
         input_ids: Tensor,
-        caches: Sequence[KVCache] | None = None,
+        caches: KVCaches | None = None,
         documents: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Token ids `(batch, seq)` to what the head reads, `(batch, seq, d_model)`.
 
         Beside it, what the router of every layer with experts did.
         """
-        start = caches[0].length if caches else 0
-        positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
-        rope_ = rope(positions, self.config.head_dim, self.config.rope_theta)
+        length = input_ids.shape[1]
+        start = caches.length if caches else 0
+        rope_ = caches.rope.at(start, start + length) if caches else self._rope(length)
         mask = (
-            continuation_mask(start, input_ids.shape[1], input_ids.device)
+            continuation_mask(start, length, input_ids.device)
             if documents is None
             else document_mask(documents)
         )
@@ -114,7 +118,7 @@ class Transformer(nn.Module):
         x_BTD = self.embed_norm(self.embed_scale(x_BTD))
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
-            x_BTD, new = block(x_BTD, rope_, caches[layer] if caches else None, mask)
+            x_BTD, new = block(x_BTD, rope_, caches.layers[layer] if caches else None, mask)
             routings += new
         return self.final_norm(x_BTD), routings
 
@@ -148,7 +152,8 @@ class Transformer(nn.Module):
             compiled=self.compiled_loss,
         )
 
-    def _logits(self, hidden_BTD: Tensor) -> Tensor:
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """What the head makes of `hidden`, `(..., d_model)` to `(..., vocab_size)`."""
         return F.linear(hidden_BTD, self.head_weight().to(hidden_BTD.dtype))
 
     def head_weight(self) -> Tensor:
@@ -160,9 +165,13 @@ class Transformer(nn.Module):
         # A slice of everything would still cost a copy of the gradient.
         return weight if len(weight) == vocab_size else weight[:vocab_size]
 
-    def kv_caches(self, max_len: int) -> list[KVCache]:
-        """Empty caches, one per block, for texts of up to `max_len` tokens."""
-        return [KVCache(max_len) for _ in self.blocks]
+    def kv_caches(self, max_len: int) -> KVCaches:
+        """Empty caches for texts of up to `max_len` tokens."""
+        return KVCaches([KVCache(max_len) for _ in self.blocks], self._rope(max_len))
+
+    def _rope(self, length: int) -> Rope:
+        positions = torch.arange(length, device=self.embedding.weight.device)
+        return rope(positions, self.config.head_dim, self.config.rope_theta)
 
     def num_parameters(self) -> int:
         """Parameters, tied ones counted once, padding rows included."""
