@@ -56,7 +56,9 @@ def _function(module: Any, dtype: torch.dtype) -> Callable[..., Any]:
             product, sizes = _joined(projections, dtype)
             heads = (-1, module.head_dim)
             counts = [size // module.head_dim for size in sizes]
-            twin.project = lambda x: product(x).unflatten(-1, heads).split_with_sizes(counts, 2)
+            twin.project = lambda x: torch.unflatten(product(x), -1, heads).split_with_sizes(
+                counts, 2
+            )
         case FeedForward():
             names = ("gate_proj", "up_proj")
             product, sizes = _joined([children.pop(n) for n in names if n in children], dtype)
@@ -84,7 +86,7 @@ def _product(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _onednn_takes(weight: Tensor) -> bool:
-    if not (weight.is_cpu and torch._C.has_mkldnn):
+    if not (weight.is_cpu and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
