@@ -194,7 +194,7 @@ def test_a_stopped_study_leaves_no_run_behind_and_continues(
 ) -> None:
     path, folder = tmp_path / "mini.toml", tmp_path / "out"
     path.write_text(MINI.format(corpus=corpus) + '[grid]\n"model.placement" = ["pre-norm"]')
-    args = ["study", str(path), "--dir", str(folder), "--jobs", "2", "--train.steps", "600"]
+    args = ["study", str(path), "--dir", str(folder), "--jobs", "2", "--train.steps", "150"]
     study = subprocess.Popen([sys.executable, "-m", "hybridnorm", *args])
     run_dir = folder / "runs" / "pre-norm"
     while not (run_dir / "metrics.jsonl").exists() or not read_metrics(run_dir).train:
