@@ -1,8 +1,8 @@
 """Causal attention for CPUs in bfloat16, by blocks of queries.
 
 PyTorch's own kernel for CPUs gains nothing from bfloat16, batched matrix products do; in float32
-it is the faster one (benchmarks/attention.py). A block of queries meets only
-the keys up to its end, and heads that share keys are rows of one product.
+it is mostly the faster one (benchmarks/attention.py). A block of queries meets only the keys up to
+its end, and heads that share keys are rows of one product.
 
 Shape suffixes: B batch, T sequence, H query heads, G key/value heads, K head width; N = B * G
 products at a time, R rows of one: a block of queries of each of the H / G heads, E keys.
