@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hybridnorm.model.grouped import GroupedLinear, grouped_linear
-from hybridnorm.model.layers import Attention, FeedForward, Linear
+from hybridnorm.model.layers import Attention, FeedForward, HeadNorm, Linear, Rope, apply_rope
 from hybridnorm.model.norms import Norm
 from hybridnorm.model.transformer import Transformer
 
@@ -46,19 +46,16 @@ def _function(module: Any, dtype: torch.dtype) -> Callable[..., Any]:
             weight = module.weight.to(dtype)
             return lambda x, ends: grouped_linear(x, weight, ends)
         case Norm(kind="rms"):
-            return _rms_norm(module, dtype)
+            return _rms_norm(_gain(module, dtype), module.eps)
     twin: Any = copy(module)
     vars(twin).pop("forward", None)  # compiled, or with recomputation, for training
     children = dict(module.named_children())
     match module:
         case Attention():
-            projections = [children.pop(name) for name in ("q_proj", "k_proj", "v_proj")]
-            product, sizes = _joined(projections, dtype)
-            heads = (-1, module.head_dim)
-            counts = [size // module.head_dim for size in sizes]
-            twin.project = lambda x: torch.unflatten(product(x), -1, heads).split_with_sizes(
-                counts, 2
+            linears, norms = (
+                [children.pop(f"{x}_{kind}") for x in "qkv"] for kind in ("proj", "norm")
             )
+            twin.heads = _heads(linears, norms, module.head_dim, dtype)
         case FeedForward():
             names = ("gate_proj", "up_proj")
             product, sizes = _joined([children.pop(n) for n in names if n in children], dtype)
@@ -66,6 +63,50 @@ def _function(module: Any, dtype: torch.dtype) -> Callable[..., Any]:
     for name, child in children.items():
         vars(twin)[name] = _function(child, dtype)
     return twin.forward  # type: ignore[no-any-return]
+
+
+def _heads(
+    linears: Sequence[Linear], norms: Sequence[HeadNorm], head_dim: int, dtype: torch.dtype
+) -> Callable[[Tensor, Rope], tuple[Tensor, ...]]:
+    """`Attention.heads`: queries, keys and values are one tensor as far as they can be."""
+    product, sizes = _joined(linears, dtype)
+    counts = [size // head_dim for size in sizes]
+    normed = _head_norms(norms, counts, head_dim, dtype)
+
+    def forward(x: Tensor, rope: Rope) -> tuple[Tensor, ...]:
+        qkv = normed(torch.unflatten(product(x), -1, (-1, head_dim)))
+        qk, v = qkv.split_with_sizes((counts[0] + counts[1], counts[2]), 2)
+        q, k = apply_rope(qk, rope).split_with_sizes(counts[:2], 2)
+        return q, k, v
+
+    return forward
+
+
+def _head_norms(
+    norms: Sequence[HeadNorm], counts: Sequence[int], head_dim: int, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """The norms of `counts` heads each, `(batch, seq, heads, head_dim)`."""
+    per_head = not any(norm.full for norm in norms)
+    match [norm.norm for norm in norms]:
+        case [nn.Identity(), nn.Identity(), nn.Identity()]:
+            return lambda x: x
+        case [Norm(kind="rms", eps=a), Norm(kind="rms", eps=b), Norm(kind="rms", eps=c)] if (
+            per_head and a == b == c
+        ):
+            gains = (_gain(norm.norm, dtype) for norm in norms)
+            return _rms_norm(
+                torch.cat(
+                    [gain.expand(n, head_dim) for gain, n in zip(gains, counts, strict=True)]
+                ),
+                eps=a,
+            )
+    apart = [_function(norm, dtype) for norm in norms]
+
+    def forward(x: Tensor) -> Tensor:
+        parts = zip(apart, x.split_with_sizes(counts, 2), strict=True)
+        return torch.cat([norm(part) for norm, part in parts], 2)
+
+    return forward
 
 
 def _joined(
@@ -93,19 +134,26 @@ def _onednn_takes(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def _rms_norm(norm: Norm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """`norm` without gradients, in as few operators as there are for the device."""
+def _gain(norm: Any, dtype: torch.dtype) -> Tensor:
+    """What an RMSNorm multiplies by, `(dim,)` or `(1,)`."""
     if norm.weight is None:
-        return lambda x: torch.rms_norm(x, x.shape[-1:], eps=norm.eps)
-    gain = (1 + norm.weight if norm.zero_centered else norm.weight).to(dtype)
+        return torch.ones(1, dtype=dtype)
+    return (1 + norm.weight if norm.zero_centered else norm.weight).to(dtype)  # type: ignore[no-any-return]
+
+
+def _rms_norm(gain: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+    """RMSNorm over the last dimension, without gradients, in as few operators as there are.
+
+    Args:
+        gain: in the dtype of the activations.
+    """
     if not gain.is_cpu:  # a single kernel
-        return lambda x: torch.rms_norm(x, gain.shape, eps=norm.eps).mul_(gain)
-    eps = torch.tensor(norm.eps, dtype=torch.promote_types(dtype, torch.float32))
-    share = 1 / len(gain)
+        return lambda x: torch.rms_norm(x, x.shape[-1:], eps=eps).mul_(gain)
+    eps_ = torch.tensor(eps, dtype=torch.promote_types(gain.dtype, torch.float32))
 
     def forward(x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=eps.dtype)
-        inverse = torch.addcmul(eps, length, length, value=share).rsqrt_()
+        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=eps_.dtype)
+        inverse = torch.addcmul(eps_, length, length, value=1 / x.shape[-1]).rsqrt_()
         return (x * inverse).to(x.dtype).mul_(gain)
 
     return forward

@@ -138,16 +138,18 @@ class Attention(nn.Module):
         mask: Mask | None = None,
     ) -> Tensor:
         """The stream `(batch, seq, d_model)` to what attention adds; without `mask` causal."""
-        q_BTHK, k_BTGK, v_BTGK = self.project(x_BTD)
-        q_BTHK, k_BTGK, v_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK), self.v_norm(v_BTGK)
-        q_BTHK, k_BTGK = apply_rope(q_BTHK, rope), apply_rope(k_BTGK, rope)
+        q_BTHK, k_BTGK, v_BTGK = self.heads(x_BTD, rope)
         context_BTHK = self.context_norm(_attention(q_BTHK, k_BTGK, v_BTGK, cache, mask))
         return self.o_proj(context_BTHK.flatten(2))  # type: ignore[no-any-return]
 
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, `(batch, seq, heads, head_dim)`."""
+    def heads(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, ...]:
+        """Queries, keys and values, normed and rotated, `(batch, seq, heads, head_dim)`."""
         projections = self.q_proj, self.k_proj, self.v_proj
-        return tuple(proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in projections)
+        q_BTHK, k_BTGK, v_BTGK = (
+            proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in projections
+        )
+        q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        return apply_rope(q_BTHK, rope), apply_rope(k_BTGK, rope), self.v_norm(v_BTGK)
 
 
 def _attention(
