@@ -25,6 +25,7 @@ from hybridnorm.train.environment import environment
 
 PROMPT, NEW = 32, 128
 BATCHES = (1, 16)
+DTYPES = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def start(arm: Generator, options: argparse.Namespace) -> Worker | None:
 
 def race(batch: int, options: argparse.Namespace) -> dict[Generator, list[dict]]:
     """The turns of every generator, by round; every second round in reverse order."""
-    arms = [arm for dtype in ("fp32", "bf16") for arm in generators(dtype, batch)]
+    arms = [arm for dtype in options.dtypes for arm in generators(dtype, batch)]
     workers = [worker for arm in arms if (worker := start(arm, options)) is not None]
     turns: dict[Generator, list[dict]] = defaultdict(list)
     for number in range(options.rounds):
@@ -108,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=2, help="timed generations per turn")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--out", type=Path, default=Path("build/throughput"))

@@ -90,13 +90,15 @@ def heading(results: Results, about: dict) -> str:
 
 def race_table(results: Results) -> str:
     reference = results.reference
+    products = {dtype: statistics.median(rate) for dtype, rate in results.gemm.items()}
     columns = ["model", "setting", "tokens/s", "range", "GFLOP/s", "of GEMM"]
     columns += [f"{reference.peer}, {reference.setting} is", "range", "peak MB", "parameters"]
     rows = [[*columns, "loss"]]
     for arm in results.by_speed():
         speeds = results.speeds(arm)
         rate = results.shape.flops / results.shape.tokens * statistics.median(speeds)
-        product = statistics.median(results.gemm["fp32" if arm.dtype == "fp32" else "bf16"])
+        # By default the dtype whose products are faster.
+        product = products.get(arm.dtype, max(products.values()))
         ratios = results.ratios(reference, arm)
         name = f"**{arm.peer}**" if arm == reference else arm.peer
         row = [name, arm.setting, f"{statistics.median(speeds):,.0f}"]

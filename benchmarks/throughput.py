@@ -62,8 +62,8 @@ def qualify(stable: Stable, peers: Sequence[str], steps: int) -> dict[Arm, dict]
 def finalists(found: dict[Arm, dict], device: str) -> list[Arm]:
     """The fastest settings of every peer, as many as fit into memory side by side.
 
-    The fastest of each dtype, and the fastest of all with the C library told to keep its memory;
-    else only the latter and the same without; else only the fastest of all.
+    The fastest of each dtype, every setting of ours, and the fastest of all with the C library told
+    to keep its memory; else only the last and the same without; else only the fastest of all.
     """
     ran = {arm: turn for arm, turn in found.items() if "error" not in turn}
 
@@ -76,9 +76,10 @@ def finalists(found: dict[Arm, dict], device: str) -> list[Arm]:
     best = [fastest(peer, *DTYPES) for peer in peers]
     each = [fastest(peer, dtype) for peer in peers for dtype in dtypes]
     kept = [] if device == "cuda" else [replace(arm, kept=True) for arm in best]
+    ours = [arm for arm in ran if arm.peer in OURS and arm not in each]
     own = [DEFAULT] if OURS[0] in peers else []
     room = MEMORY_SHARE * available_memory(device)
-    for chosen in (each + kept, best + kept, kept or best):
+    for chosen in (each + ours + kept, best + kept, kept or best):
         turns = [ran[replace(arm, kept=False)] for arm in chosen]
         turns += turns[:1] * len(own)  # of our default only the size matters here
         idle = sum(turn["idle"] for turn in turns)
