@@ -28,9 +28,11 @@ def settled(given: Recipe, name: str = "pre-norm") -> Recipe:
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> dict[torch.dtype, float]:
-    """Seconds of a product, as if measured."""
+    """Seconds of a product of 2.1 GFLOP, as if measured."""
     seconds = {torch.float32: 0.02, torch.bfloat16: 0.01}
-    monkeypatch.setattr(choices, "_seconds", lambda dtype, device=CPU: seconds[dtype])
+    monkeypatch.setattr(
+        choices, "_seconds", lambda size, dtype, device: seconds[dtype] * (size / 1024) ** 3
+    )
     monkeypatch.setattr(choices.shutil, "which", lambda name: f"/usr/bin/{name}")
     return seconds
 
@@ -39,6 +41,22 @@ def test_bf16_where_its_products_are_faster(products: dict[torch.dtype, float]) 
     assert settled(recipe()).train.dtype == "bf16"
     products[torch.bfloat16] = 0.03
     assert settled(recipe()).train.dtype == "fp32"
+
+
+def test_a_slow_dtype_is_not_measured_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of 2.1 GFLOP in bf16 takes 2.5 s on a CPU that has none of its instructions."""
+    spent = []
+
+    def seconds(size: int, dtype: torch.dtype, device: object) -> float:
+        spent.append({torch.float32: 0.015, torch.bfloat16: 2.5}[dtype] * (size / 1024) ** 3)
+        return spent[-1]
+
+    monkeypatch.setattr(choices, "_seconds", seconds)
+    given = recipe()
+    found, reasons = settle(given, placement("pre-norm"), CPU)
+    assert found.train.dtype == "fp32"
+    assert reasons[0] == "fp32: products run 0.006 times as fast in bf16 as in fp32 here"
+    assert sum(spent) < 0.5
 
 
 def test_long_runs_are_compiled(products: dict[torch.dtype, float]) -> None:

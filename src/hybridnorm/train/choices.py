@@ -17,7 +17,8 @@ _FASTER = 1.2  # a product in bf16 must be so much faster, as the casts take tim
 _EFFICIENCY = 0.6  # of an eager step, beside a large matrix product
 _SAVED = 0.1  # of an eager step, by compiling
 _COMPILE_SECONDS = 12.0  # per kind of block, with an empty cache
-_SIZE = 1024
+_SIZES = 256, 1024  # of square matrices
+_LONG = 0.01  # seconds that a product may take before a larger one is tried
 
 
 def settle(
@@ -63,8 +64,8 @@ def set_threads(threads: int | None) -> str:
 
 def _with_dtype(train: TrainConfig, device: torch.device) -> tuple[TrainConfig, str]:
     if device.type == "cpu":
-        ratio = _seconds(torch.float32) / _seconds(torch.bfloat16)
-        reason = f"products run {ratio:.1f} times as fast in bf16 as in fp32 here"
+        ratio = _speed(torch.bfloat16) / _speed(torch.float32)
+        reason = f"products run {ratio:.2g} times as fast in bf16 as in fp32 here"
         faster = ratio > _FASTER
     elif device.type == "cuda":
         faster = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -81,8 +82,8 @@ def _with_compile(
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
         return replace(train, compile="off"), "eager: there is no C++ compiler"
     dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
-    speed = 2 * _SIZE**3 / _seconds(dtype, device)
-    saved, cost = _SAVED * work / (_EFFICIENCY * speed), _COMPILE_SECONDS * kinds
+    saved = _SAVED * work / (_EFFICIENCY * _speed(dtype, device))
+    cost = _COMPILE_SECONDS * kinds
     sums = f"compiling saves about {_clock(saved)} of this run and takes about {_clock(cost)}"
     if saved > cost:
         return replace(train, compile="on"), f"compiled: {sums}"
@@ -96,16 +97,23 @@ def _block_kinds(recipe: Recipe, placement: Placement) -> int:
     return len(set(kinds))
 
 
-def _seconds(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
-    """Of one matrix product, the best of a few."""
-    x = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
+def _speed(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+    """FLOP/s of a matrix product.
 
-    def once() -> float:
-        start = time.perf_counter()
-        (x @ x)[0, 0].item()
-        return time.perf_counter() - start
+    Of a small one where that is slow: a CPU without bf16 takes seconds for a large one.
+    """
+    for size in _SIZES:
+        seconds = min(_seconds(size, dtype, device) for _ in range(5))
+        if seconds > _LONG:
+            break
+    return 2 * size**3 / seconds
 
-    return min(once() for _ in range(5))
+
+def _seconds(size: int, dtype: torch.dtype, device: torch.device | str) -> float:
+    x = torch.ones(size, size, dtype=dtype, device=device)
+    start = time.perf_counter()
+    (x @ x)[0, 0].item()
+    return time.perf_counter() - start
 
 
 def _clock(seconds: float) -> str:
