@@ -61,7 +61,7 @@ class TrainConfig:
     """CPU threads of a rank. None: PyTorch's choice; under torchrun a node's cores divided among
     its ranks."""
     allocator: Literal["keep", "system"] = "keep"
-    """keep: on Linux, hold freed memory for the next step, in huge pages; system: as it is."""
+    """keep: on Linux, hold freed memory for the next step; system: as it is."""
     max_skipped_steps: int = 5
     """Steps in a row whose loss or gradient is not finite before the run ends; each is skipped."""
     log_every: int = 10

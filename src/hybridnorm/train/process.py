@@ -23,7 +23,6 @@ def set_up_process(config: TrainConfig) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     if config.allocator == "keep" and sys.platform == "linux":
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages; torch reads this once
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not in musl
             libc.mallopt(_M_MMAP_MAX, 0)
