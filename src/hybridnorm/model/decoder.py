@@ -45,6 +45,8 @@ def _function(module: Any, dtype: torch.dtype) -> Callable[..., Any]:
         case GroupedLinear():
             weight = module.weight.to(dtype)
             return lambda x, ends: grouped_linear(x, weight, ends)
+        case Norm(kind="rms", weight=None):
+            return lambda x: torch.rms_norm(x, x.shape[-1:], eps=module.eps)
         case Norm(kind="rms"):
             return _rms_norm(_gain(module, dtype), module.eps)
     twin: Any = copy(module)
@@ -71,7 +73,7 @@ def _heads(
     """`Attention.heads`: queries, keys and values are one tensor as far as they can be."""
     product, sizes = _joined(linears, dtype)
     counts = [size // head_dim for size in sizes]
-    normed = _head_norms(norms, counts, head_dim, dtype)
+    normed = _head_norms(norms, counts, dtype)
 
     def forward(x: Tensor, rope: Rope) -> tuple[Tensor, ...]:
         qkv = normed(torch.unflatten(product(x), -1, (-1, head_dim)))
@@ -83,23 +85,16 @@ def _heads(
 
 
 def _head_norms(
-    norms: Sequence[HeadNorm], counts: Sequence[int], head_dim: int, dtype: torch.dtype
+    norms: Sequence[HeadNorm], counts: Sequence[int], dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
     """The norms of `counts` heads each, `(batch, seq, heads, head_dim)`."""
-    per_head = not any(norm.full for norm in norms)
-    match [norm.norm for norm in norms]:
-        case [nn.Identity(), nn.Identity(), nn.Identity()]:
-            return lambda x: x
-        case [Norm(kind="rms", eps=a), Norm(kind="rms", eps=b), Norm(kind="rms", eps=c)] if (
-            per_head and a == b == c
-        ):
-            gains = (_gain(norm.norm, dtype) for norm in norms)
-            return _rms_norm(
-                torch.cat(
-                    [gain.expand(n, head_dim) for gain, n in zip(gains, counts, strict=True)]
-                ),
-                eps=a,
-            )
+    inner: list[Any] = [norm.norm for norm in norms]
+    if all(isinstance(norm, nn.Identity) for norm in inner):
+        return lambda x: x
+    if all(map(_has_gain_per_head, norms)) and len({norm.eps for norm in inner}) == 1:
+        pairs = zip(inner, counts, strict=True)
+        gains = [_gain(norm, dtype).expand(count, -1) for norm, count in pairs]
+        return _rms_norm(torch.cat(gains), inner[0].eps)
     apart = [_function(norm, dtype) for norm in norms]
 
     def forward(x: Tensor) -> Tensor:
@@ -107,6 +102,12 @@ def _head_norms(
         return torch.cat([norm(part) for norm, part in parts], 2)
 
     return forward
+
+
+def _has_gain_per_head(norm: HeadNorm) -> bool:
+    inner = norm.norm
+    is_rms = isinstance(inner, Norm) and inner.kind == "rms" and inner.weight is not None
+    return is_rms and not norm.full
 
 
 def _joined(
@@ -135,9 +136,6 @@ def _onednn_takes(weight: Tensor) -> bool:
 
 
 def _gain(norm: Any, dtype: torch.dtype) -> Tensor:
-    """What an RMSNorm multiplies by, `(dim,)` or `(1,)`."""
-    if norm.weight is None:
-        return torch.ones(1, dtype=dtype)
     return (1 + norm.weight if norm.zero_centered else norm.weight).to(dtype)  # type: ignore[no-any-return]
 
 
