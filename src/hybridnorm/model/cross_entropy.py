@@ -67,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         low_VD = weight_VD.to(hidden_ND.dtype)
         precise = torch.float32 if hidden_ND.device.type == "mps" else torch.float64
-        sums = hidden_ND.new_zeros(2, dtype=precise)
+        totals = hidden_ND.new_zeros(2, dtype=precise)
         counted_N = targets_N != IGNORED
         count = counted_N.sum()
         if needs_gradient:
@@ -78,21 +78,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_NV = part_ND @ low_VD.T
             columns_N1 = targets_N[rows, None].clamp(min=0)
             at_target_N = at_least_float32(logits_NV.gather(1, columns_N1)).squeeze(1)
-            log_partition_N = (_compiled() if compiled else _softmax_)(logits_NV)
+            exponentials = _compiled() if compiled else _softmax
+            exponentials_NV, log_partition_N, sums_N = exponentials(logits_NV)
+            del logits_NV  # the next chunk's are not to meet them
             nats_N = log_partition_N - at_target_N
             terms = torch.stack((nats_N, log_partition_N.square())).to(precise)
-            sums += terms.where(counted_N[rows], 0.0).sum(1)
+            totals += terms.where(counted_N[rows], 0.0).sum(1)
             if not needs_gradient:
                 continue
-            grad_NV = logits_NV
             if z_weight:
-                grad_NV *= (1 + 2 * z_weight * log_partition_N[:, None]).to(grad_NV.dtype)
-            grad_NV.scatter_add_(1, columns_N1, grad_NV.new_full((), -1.0).expand_as(columns_N1))
-            # A token without a target has no gradient: cheaper here than among the logits.
-            counts_N1 = counted_N[rows, None]
-            torch.mm(grad_NV, low_VD, out=hidden_grad_ND[rows]).mul_(counts_N1)
-            weight_grad_VD += grad_NV.T @ (part_ND * counts_N1)
-        means = sums / count
+                factor_N1 = 1 + 2 * z_weight * log_partition_N[:, None]
+                exponentials_NV *= factor_N1.to(exponentials_NV.dtype)
+            # A row's gradient is (exponentials - their sum, at the target) / their sum. To divide,
+            # and to leave out tokens without a target, is cheaper outside of the logits.
+            sums_N1 = sums_N[:, None].to(exponentials_NV.dtype)
+            grad_NV = exponentials_NV.scatter_add_(1, columns_N1, -sums_N1)
+            scale_N1 = counted_N[rows, None] / at_least_float32(sums_N1)
+            torch.mm(grad_NV, low_VD, out=hidden_grad_ND[rows]).mul_(scale_N1)
+            weight_grad_VD += grad_NV.T @ (part_ND * scale_N1).to(part_ND.dtype)
+        means = totals / count
         if needs_gradient:
             ctx.save_for_backward(hidden_grad_ND, weight_grad_VD, count)
             ctx.weight_dtype = weight_VD.dtype
@@ -114,18 +118,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _softmax_(logits_NV: Tensor) -> Tensor:
-    """In place; returns the log-partition function, `(N,)` in float32 at least."""
+def _softmax(logits_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiples of the probabilities `(N, V)`, the log-partition function and the sums `(N,)`.
+
+    The softmax is one kernel, and its sums are 1.
+    """
+    probs_NV = torch.softmax(logits_NV, -1, dtype=at_least_float32(logits_NV[:0]).dtype)
+    log_partition_N = logits_NV.amax(-1) - probs_NV.amax(-1).log()
+    return probs_NV.to(logits_NV.dtype), log_partition_N, torch.ones_like(log_partition_N)
+
+
+def _exponentials_(logits_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in place and relative to the largest: two passes over the logits, once compiled."""
     wide_NV = at_least_float32(logits_NV)
-    log_probs_NV = torch.log_softmax(wide_NV, -1)
-    log_partition_N = wide_NV[:, 0] - log_probs_NV[:, 0]
-    torch.exp(log_probs_NV, out=logits_NV)
-    return log_partition_N
+    largest_N1 = wide_NV.amax(-1, keepdim=True)
+    exponentials_NV = torch.exp(wide_NV - largest_N1)
+    sums_N = exponentials_NV.sum(-1)
+    return logits_NV.copy_(exponentials_NV), largest_N1.squeeze(-1) + sums_N.log(), sums_N
 
 
 @cache
-def _compiled() -> Callable[[Tensor], Tensor]:
-    return torch.compile(_softmax_, dynamic=False)
+def _compiled() -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_exponentials_, dynamic=False)
 
 
 def _chunks(hidden_ND: Tensor, vocab_size: int) -> list[slice]:
