@@ -1,7 +1,8 @@
 """The one exception a user sees: a single line that names what is wrong and the remedy."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class HybridNormError(ValueError):
@@ -13,3 +14,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+
+
+@contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Errors in here begin with `file`."""
+    try:
+        yield
+    except HybridNormError as error:
+        raise HybridNormError(f"{file}: {error}") from None

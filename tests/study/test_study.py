@@ -94,6 +94,7 @@ def test_broken_studies_name_the_field(text: str, message: str, tmp_path: Path) 
     path.write_text(text)
     with pytest.raises(HybridNormError) as caught:
         load_study(path)
+    assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
 
 

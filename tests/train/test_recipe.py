@@ -70,6 +70,7 @@ def test_bad_recipes_name_the_field(text: str, message: str, tmp_path: Path) -> 
     path.write_text(text)
     with pytest.raises(HybridNormError) as caught:
         load_recipe(path)
+    assert str(caught.value).startswith(f"{path}: ") or "is not TOML" in message
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -97,8 +98,12 @@ def test_unknown_names_offer_the_nearest(tmp_path: Path) -> None:
         load_recipe("dmeo")
     with pytest.raises(HybridNormError, match="cannot read"):
         load_recipe(tmp_path / "missing.toml")
-    with pytest.raises(HybridNormError, match="did you mean 'placement'"):
+    with pytest.raises(HybridNormError, match=r"^model.placment: .* did you mean 'placement'"):
         load_recipe("demo", {"model.placment": "x"})
+
+
+def test_an_array_may_be_overridden_by_its_one_value() -> None:
+    assert load_recipe("demo", {"data.prepared": "sets/demo"}).data.prepared == ("sets/demo",)
 
 
 def test_a_placement_file_is_found_beside_the_recipe(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, naming, nearest
 from hybridnorm.placement import Placement, placement
 from hybridnorm.tables import build
 from hybridnorm.train.config import Recipe
@@ -82,14 +82,19 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
     An override of a field of the grid replaces its values by the one given.
 
     Raises:
-        HybridNormError: an unknown name, or a broken field; it is named.
+        HybridNormError: an unknown name, or a broken field; it is named, and its file.
     """
     table = read_toml(name_or_path, "studies")
-    grid = _table(table.pop("grid", {}), "grid")
-    common = _table(table.pop("set", {}), "set")
-    baseline = table.pop("baseline", None)
-    file = build(_File, table)
-    for dotted, value in (overrides or {}).items():
+    with naming(name_or_path):
+        study = _study(Path(name_or_path).stem, table, {})
+    return _study(study.name, table, overrides) if overrides else study
+
+
+def _study(name: str, table: Mapping[str, Any], overrides: Mapping[str, object]) -> Study:
+    grid, common = (_table(table.get(part, {}), part) for part in ("grid", "set"))
+    apart = {"grid", "set", "baseline"}
+    file = build(_File, {key: value for key, value in table.items() if key not in apart})
+    for dotted, value in overrides.items():
         if dotted in grid:
             grid[dotted] = value if isinstance(value, list) else [value]
         else:
@@ -99,26 +104,29 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
         raise HybridNormError(
             f"compare: {file.compare!r} is not in the grid; {nearest(file.compare, grid)}"
         )
-    if baseline is None:
-        baseline = grid[file.compare][0]
+    baseline = table.get("baseline", grid[file.compare][0])
     if baseline not in grid[file.compare]:
         hint = nearest(str(baseline), map(str, grid[file.compare]))
         raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
+    runs = _runs(file.recipe, common, grid)
+    recipe = str(Path(file.recipe).resolve()) if file.recipe.endswith(".toml") else file.recipe
+    title = file.title or name
+    return Study(name, title, recipe, file.compare, baseline, common, grid, runs)
+
+
+def _runs(recipe: str, common: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[Run]:
     runs: dict[str, Run] = {}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        recipe = load_recipe(file.recipe, {**common, **values}).in_steps()
-        placement(recipe.model.placement)  # an unknown one fails now, not in a run
-        run = Run(_run_name(values), values, recipe)
+        full = load_recipe(recipe, {**common, **values}).in_steps()
+        placement(full.model.placement)  # an unknown one fails now, not in a run
+        run = Run(_run_name(values), values, full)
         if run.name in runs:
             raise HybridNormError(
                 f"grid: two runs would be called {run.name!r}; rename or drop one"
             )
         runs[run.name] = run
-    name = Path(name_or_path).stem
-    recipe_name = str(Path(file.recipe).resolve()) if file.recipe.endswith(".toml") else file.recipe
-    title, ordered = file.title or name, list(runs.values())
-    return Study(name, title, recipe_name, file.compare, baseline, common, grid, ordered)
+    return list(runs.values())
 
 
 def _table(value: object, where: str) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import tomli_w
 
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, naming, nearest
 from hybridnorm.model.config import preset
 from hybridnorm.tables import build, check_field, to_table
 from hybridnorm.train.config import Recipe
@@ -51,24 +51,31 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
     """A recipe by built-in name or path, with dotted overrides such as `{"model.d_model": 64}`.
 
     `[model] preset = "151M"` starts from one of the presets. A relative placement file is looked
-    for beside the recipe.
+    for beside the recipe. An override of an array may be its one value.
 
     Raises:
-        HybridNormError: an unknown name, or a field that is unknown, ill-typed or invalid.
+        HybridNormError: an unknown name, or a field that is unknown, ill-typed or invalid; the
+            file is named where it is to blame.
     """
     table = read_toml(name_or_path)
-    for dotted, value in (overrides or {}).items():
-        _assign(table, dotted, value)
-    model = table.get("model", {})
-    if isinstance(model, Mapping) and "preset" in model:
-        model = dict(model)
-        table["model"] = {**to_table(preset(str(model.pop("preset")))), **model}
-    recipe = build(Recipe, table)
+    with naming(name_or_path):
+        recipe = _recipe(table)
+    if overrides:
+        for dotted, value in overrides.items():
+            _assign(table, dotted, value)
+        recipe = _recipe(table)
     beside = Path(name_or_path).parent / recipe.model.placement
     if recipe.model.placement.endswith(".toml") and beside.is_file():
-        _assign(table, "model.placement", str(beside))
-        recipe = build(Recipe, table)
+        recipe = replace(recipe, model=replace(recipe.model, placement=str(beside)))
     return recipe
+
+
+def _recipe(table: Mapping[str, Any]) -> Recipe:
+    model = table.get("model", {})
+    if isinstance(model, Mapping) and "preset" in model:
+        own = {name: value for name, value in model.items() if name != "preset"}
+        table = {**table, "model": {**to_table(preset(str(model["preset"]))), **own}}
+    return build(Recipe, table)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -88,4 +95,5 @@ def _assign(table: dict[str, Any], dotted: str, value: object) -> None:
         if not isinstance(table, dict):
             raise HybridNormError(f"{part}: expected a table, got {table!r}")
     check_field(name, cls.__dataclass_fields__, dotted)
-    table[name] = value
+    is_array = get_origin(cls.__dataclass_fields__[name].type) is tuple
+    table[name] = [value] if is_array and not isinstance(value, list | tuple) else value
