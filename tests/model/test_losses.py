@@ -35,20 +35,29 @@ def test_cross_entropy_and_z_against_their_formulas() -> None:
         assert torch.equal(model.loss(IDS, targets), losses.cross_entropy)
 
 
-def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # the compiler has warnings of its own
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("size", [1, 300])  # of the logits; in the second, exponentials underflow
+def test_chunks_add_up(size: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With PyTorch's own cross-entropy of all logits, whose gradient autograd takes."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
-        torch.randn(n, 16, generator=generator).double().requires_grad_() for n in (37, 50)
+        (size**0.5 * torch.randn(n, 16, generator=generator).double()).requires_grad_()
+        for n in (37, 50)
     )
     targets = torch.randint(50, (37,), generator=generator)
     targets[3:7] = -100
-    loss = F.cross_entropy(hidden @ weight.T, targets)
-    expected = torch.autograd.grad(loss / 3, (hidden, weight))
+    logits = hidden @ weight.T
+    loss = F.cross_entropy(logits, targets)
+    z = logits[targets != -100].logsumexp(-1).square().mean()
+    expected = torch.autograd.grad((loss + 0.1 * z) / 3, (hidden, weight))
     for rows in (37, 10, 1):
         monkeypatch.setattr(cross_entropy, "chunk_rows", lambda n, vocab, device, rows=rows: rows)
-        minimized, nats, _ = linear_cross_entropy(hidden, weight, targets)
-        torch.testing.assert_close(nats, loss)
+        with torch.compiler.set_stance("force_eager"):  # what would be compiled, without the wait
+            minimized, *parts = linear_cross_entropy(
+                hidden, weight, targets, z_weight=0.1, compiled=compiled
+            )
+        torch.testing.assert_close(parts, [loss, z])
         actual = torch.autograd.grad(minimized / 3, (hidden, weight))
         torch.testing.assert_close(actual, expected)
 
