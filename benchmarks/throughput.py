@@ -27,6 +27,7 @@ OURS = ("hybridnorm-star", "pre-norm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Nats, over 20 steps from equal weights on equal tokens: what rounding adds up to, with a margin.
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
+TRIALS = 3  # turns of a setting alone, of which the best counts: noise only makes slower
 MEMORY_SHARE = 0.85  # of what is free; the rest is for this process and for chance
 
 
@@ -43,13 +44,15 @@ class Stable:
 
 
 def qualify(stable: Stable, peers: Sequence[str], steps: int) -> dict[Arm, dict]:
-    """One turn of every setting alone: what the worker said, or `{"error": ...}`."""
+    """The best turn of every setting alone: what the worker said, or `{"error": ...}`."""
     found: dict[Arm, dict] = {}
     dtypes = stable.options.dtypes
     for arm in [arm for name in peers for arm in settings(PEERS[name], dtypes)]:
         try:
             worker = stable.start(arm)
-            found[arm] = worker.turn(steps) | {"parameters": worker.parameters}
+            turns = [worker.turn(steps) for _ in range(TRIALS)]
+            found[arm] = min(turns, key=lambda turn: turn["seconds"])
+            found[arm]["parameters"] = worker.parameters
             worker.close()
             said = f"{stable.shape.tokens / found[arm]['seconds']:,.0f} tokens/s"
         except FailedError as error:
