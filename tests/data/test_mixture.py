@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hybridnorm.data.config import DataConfig
 from hybridnorm.data.dataset import Tokens
-from hybridnorm.data.manifest import Prepared, open_prepared
+from hybridnorm.data.manifest import Prepared, open_prepared, verify
 from hybridnorm.data.mixture import Batches, Mixture
 from hybridnorm.data.prepare import prepare
 from hybridnorm.errors import HybridNormError
@@ -136,7 +136,7 @@ def test_wrong_weights(weights: tuple[float, ...], message: str) -> None:
 def test_damage_is_named_with_the_remedy(copy: Path) -> None:
     def message() -> str:
         with pytest.raises(HybridNormError) as caught:
-            Mixture(prepare(DataConfig(prepared=(str(copy),)), console=QUIET), "train")
+            verify(prepare(DataConfig(prepared=(str(copy),)), console=QUIET))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -151,6 +151,19 @@ def test_damage_is_named_with_the_remedy(copy: Path) -> None:
     assert "tokenizer.byte is damaged" in message()
     (copy / "manifest.json").write_text("{")
     assert "manifest.json is missing or damaged" in message()
+
+
+def test_ranks_of_a_node_share_the_verification(folders: tuple[Path, Path], copy: Path) -> None:
+    data = Prepared((folders[1], copy), (1, 1))
+    with (copy / "validation-00000.bin").open("ab") as shard:
+        shard.write(b"xx")
+    finders = []
+    for part in range(3):
+        try:
+            verify(data, part, 3)
+        except HybridNormError:
+            finders.append(part)
+    assert len(finders) == 1
 
 
 def test_a_sequence_longer_than_the_text(folders: tuple[Path, Path]) -> None:

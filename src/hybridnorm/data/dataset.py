@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridnorm.data.manifest import read_manifest, verify
+from hybridnorm.data.manifest import read_manifest
 from hybridnorm.errors import HybridNormError
 
 Ids = NDArray[np.int64]
@@ -15,19 +15,16 @@ Split = Literal["train", "validation"]
 
 
 class Tokens:
-    """One split of a prepared folder, memory-mapped, its checksums verified.
+    """One split of a prepared folder, memory-mapped; `manifest.verify` reads its checksums.
 
     Raises:
-        HybridNormError: the manifest, the tokenizer or a shard is missing or damaged.
+        HybridNormError: the manifest is missing or damaged.
     """
 
     def __init__(self, folder: Path, split: Split) -> None:
         self.folder, self.split = folder, split
         manifest = read_manifest(folder)
         record, tokenizer = manifest["splits"][split], manifest["tokenizer"]
-        verify(folder / tokenizer["file"], tokenizer["sha256"])
-        for shard in record["shards"]:
-            verify(folder / shard["file"], shard["sha256"])
         self.n_tokens: int = record["tokens"]
         self.tokens_per_byte: float = record["tokens"] / record["text_bytes"]
         """Tokens, ends of documents included, per byte of text."""

@@ -75,8 +75,22 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(path: Path, expected: str) -> None:
-    """Raise `HybridNormError` unless the file has this checksum."""
+def verify(data: Prepared, part: int = 0, parts: int = 1) -> None:
+    """Read every `parts`-th file from `part` on, and compare with the checksums of the manifests.
+
+    Raises:
+        HybridNormError: a tokenizer or a shard is missing or damaged.
+    """
+    files = []
+    for folder in data.folders:
+        manifest = read_manifest(folder)
+        shards = [shard for name in SPLITS for shard in manifest["splits"][name]["shards"]]
+        files += [(folder / it["file"], it["sha256"]) for it in (manifest["tokenizer"], *shards)]
+    for path, expected in files[part::parts]:
+        _verify(path, expected)
+
+
+def _verify(path: Path, expected: str) -> None:
     try:
         intact = checksum(path) == expected
     except OSError:

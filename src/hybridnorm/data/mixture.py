@@ -14,7 +14,7 @@ class Mixture:
     """One split of one or several prepared folders, and the share of the sequences of each.
 
     Raises:
-        HybridNormError: a folder is damaged.
+        HybridNormError: a manifest is missing or damaged.
     """
 
     def __init__(self, data: Prepared, split: Split) -> None:

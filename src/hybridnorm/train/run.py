@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from hybridnorm.data.manifest import verify
 from hybridnorm.data.prepare import prepare
 from hybridnorm.data.tokenizer import load_tokenizer
 from hybridnorm.errors import HybridNormError
@@ -48,6 +49,7 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
     console = Console(quiet=not world.is_main)
     chosen = placement(recipe.model.placement)
     data = world.on_main(lambda: prepare(recipe.data, console=console))
+    world.gather(lambda: verify(data, *world.share))
     recipe = with_vocabulary(recipe, data.tokenizer)
     threads = set_threads(recipe.train.threads)
     if resume:

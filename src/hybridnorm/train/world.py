@@ -40,6 +40,13 @@ class World:
         return self.rank == 0
 
     @property
+    def share(self) -> tuple[int, int]:
+        """This rank among those of its node, and their number."""
+        if self.mesh is None:
+            return 0, 1
+        return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+
+    @property
     def data_size(self) -> int:
         return self.size // (self.mesh["tensor"].size() if self.mesh else 1)
 
