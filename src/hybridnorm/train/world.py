@@ -41,10 +41,9 @@ class World:
 
     @property
     def share(self) -> tuple[int, int]:
-        """This rank among those of its node, and their number."""
-        if self.mesh is None:
-            return 0, 1
-        return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        """This rank among those of its node, and their number; (0, 1) where nobody says it."""
+        size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun does
+        return (int(os.environ["LOCAL_RANK"]), size) if size > 1 else (0, 1)
 
     @property
     def data_size(self) -> int:
@@ -146,7 +145,7 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and local_rank is not None:
-        ranks, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if ranks > devices:
             raise HybridNormError(
                 f"train.device: {ranks} ranks on this node, but it has {devices} CUDA devices; "
