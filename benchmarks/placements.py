@@ -1,9 +1,8 @@
-"""HybridNorm* beside Pre-Norm in one process, step by step in turns.
+"""The training speed of two placements, HybridNorm* and Pre-Norm, in one process, in turns.
 
     python benchmarks/placements.py --shape demo --dtype fp32 --compiled
 
-Two processes of one setting can differ by a tenth, where they lie in memory for one, which is more
-than two placements do.
+Two processes of one setting can differ by a sixth, which is more than two placements do.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def write(results: Results, folder: Path, name: str) -> str:
     """NAME.md, NAME.json, NAME.svg and NAME.png; returns the table."""
     about = environment(torch.device(results.device))
     text = "\n\n".join([heading(results, about), race_table(results), *sentences(results)])
-    text += f"\n\nEvery setting alone, the best of three turns:\n\n{qualifying_table(results)}\n"
+    text += f"\n\nEvery setting alone, the best of its turns:\n\n{qualifying_table(results)}\n"
     save(folder, name, text, raw(results, about))
     figure = picture(results)
     (folder / f"{name}.svg").write_text(svg(figure, name), encoding="utf-8")

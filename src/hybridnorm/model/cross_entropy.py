@@ -73,12 +73,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if needs_gradient:
             hidden_grad_ND = torch.empty_like(hidden_ND)
             weight_grad_VD = torch.zeros_like(weight_VD, dtype=at_least_float32(low_VD[:0]).dtype)
+        exponentials = _compiled() if compiled else _softmax
         for rows in _chunks(hidden_ND, len(weight_VD)):
             part_ND = hidden_ND[rows]
             logits_NV = part_ND @ low_VD.T
             columns_N1 = targets_N[rows, None].clamp(min=0)
             at_target_N = at_least_float32(logits_NV.gather(1, columns_N1)).squeeze(1)
-            exponentials = _compiled() if compiled else _softmax
             exponentials_NV, log_partition_N, sums_N = exponentials(logits_NV)
             del logits_NV  # the next chunk's are not to meet them
             nats_N = log_partition_N - at_target_N

@@ -42,8 +42,9 @@ class World:
     @property
     def share(self) -> tuple[int, int]:
         """This rank among those of its node, and their number; (0, 1) where nobody says it."""
-        size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun does
-        return (int(os.environ["LOCAL_RANK"]), size) if size > 1 else (0, 1)
+        if self.mesh is None or "LOCAL_WORLD_SIZE" not in os.environ:  # torchrun sets it
+            return 0, 1
+        return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
 
     @property
     def data_size(self) -> int:
