@@ -24,6 +24,7 @@ def linear_cross_entropy(
     weight_VD: Tensor,
     targets_N: Tensor,
     *,
+    vocab_size: int | None = None,
     z_weight: float = 0.0,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,6 +38,8 @@ def linear_cross_entropy(
         hidden_ND: what the head reads; its dtype is that of the matrix products.
         weight_VD: the output matrix.
         targets_N: -100 where there is none.
+        vocab_size: its rows that are tokens. The others pad it: tensor cores want logits whose rows
+            are whole numbers of 16 bytes. None: all.
         z_weight: the minimized sum is cross-entropy + z_weight * z-loss.
         compiled: run what is not a matrix product through torch.compile.
 
@@ -47,7 +50,7 @@ def linear_cross_entropy(
         hidden_ND.requires_grad or weight_VD.requires_grad
     )
     out: tuple[Tensor, Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, targets_N, z_weight, compiled, needs_gradient
+        hidden_ND, weight_VD, targets_N, vocab_size, z_weight, compiled, needs_gradient
     )
     return out
 
@@ -61,10 +64,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         targets_N: Tensor,
+        vocab_size: int | None,
         z_weight: float,
         compiled: bool,
         needs_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        n_words = len(weight_VD) if vocab_size is None else vocab_size
         low_VD = weight_VD.to(hidden_ND.dtype)
         precise = torch.float32 if hidden_ND.device.type == "mps" else torch.float64
         totals = hidden_ND.new_zeros(2, dtype=precise)
@@ -77,6 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in _chunks(hidden_ND, len(weight_VD)):
             part_ND = hidden_ND[rows]
             logits_NV = part_ND @ low_VD.T
+            logits_NV[:, n_words:].fill_(-torch.inf)
             columns_N1 = targets_N[rows, None].clamp(min=0)
             at_target_N = at_least_float32(logits_NV.gather(1, columns_N1)).squeeze(1)
             exponentials_NV, log_partition_N, sums_N = exponentials(logits_NV)
@@ -111,10 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             hidden_grad_ND * scale.to(hidden_grad_ND.dtype),
             weight_grad_VD.mul_(scale).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 

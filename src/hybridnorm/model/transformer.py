@@ -146,8 +146,9 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         return linear_cross_entropy(
             hidden_BTD.flatten(0, 1),
-            self.head_weight(),
+            self._padded_head(),
             targets_BT.flatten(),
+            vocab_size=self.config.vocab_size,
             z_weight=z_weight,
             compiled=self.compiled_loss,
         )
@@ -158,12 +159,12 @@ class Transformer(nn.Module):
 
     def head_weight(self) -> Tensor:
         """The output matrix `(vocab_size, d_model)`, without the rows that pad the vocabulary."""
+        return self._padded_head()[: self.config.vocab_size]
+
+    def _padded_head(self) -> Tensor:
         weight = self.embedding.weight if self.head is None else self.head.weight
-        if isinstance(weight, DTensor):  # the same on every tensor-parallel rank
-            weight = weight.to_local()
-        vocab_size = self.config.vocab_size
-        # A slice of everything would still cost a copy of the gradient.
-        return weight if len(weight) == vocab_size else weight[:vocab_size]
+        # The same on every tensor-parallel rank.
+        return weight.to_local() if isinstance(weight, DTensor) else weight
 
     def kv_caches(self, max_len: int) -> KVCaches:
         """Empty caches for texts of up to `max_len` tokens."""
