@@ -31,6 +31,8 @@ class Shape:
     batch: int
     largest: int
     """Sequences in the first micro-batch that is tried."""
+    largest_of_peers: int
+    """The same for `transformers`, which holds the logits of all tokens at a time."""
 
     @property
     def tokens(self) -> int:
@@ -40,15 +42,15 @@ class Shape:
 # The paper's model with experts has 16 layers and takes 110 GB for weights and optimizer alone.
 _MOE = replace(preset("MoE-1B-7B"), n_layers=4)
 SHAPES = {
-    "151M": Shape(preset("151M"), 4096, 16, 16),
-    "550M": Shape(preset("550M"), 4096, 16, 16),
-    "1.2B": Shape(preset("1.2B"), 4096, 16, 8),
-    "MoE": Shape(_MOE, 4096, 16, 8),
+    "151M": Shape(preset("151M"), 4096, 16, 16, 16),
+    "550M": Shape(preset("550M"), 4096, 16, 16, 8),
+    "1.2B": Shape(preset("1.2B"), 4096, 16, 8, 4),
+    "MoE": Shape(_MOE, 4096, 16, 8, 4),
 }
 _TINY = ModelConfig(d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, vocab_size=515)
 TINY = {
-    "tiny": Shape(_TINY, 64, 4, 4),
-    "tiny MoE": Shape(replace(_TINY, n_kv_heads=None, n_experts=4), 64, 4, 4),
+    "tiny": Shape(_TINY, 64, 4, 4, 2),
+    "tiny MoE": Shape(replace(_TINY, n_kv_heads=None, n_experts=4), 64, 4, 4, 2),
 }
 
 
@@ -58,6 +60,7 @@ class Arm:
 
     name: str
     build: Callable[[Shape, str], tuple[nn.Module, Loss]]
+    is_peer: bool = True
 
 
 class Training:
@@ -105,7 +108,7 @@ def ours(placement: str) -> Arm:
         train, world = TrainConfig(), World(torch.device(device))
         return model, lambda ids, y: objective(model, Batch(ids, y, None), train, world).minimized
 
-    return Arm(placement, build)
+    return Arm(placement, build, is_peer=False)
 
 
 @torch.no_grad()
@@ -199,23 +202,29 @@ def arms(shape: Shape) -> list[Arm]:
     ]
 
 
-def fitting(arm: Arm, shape: Shape, micro: int, device: str) -> Training:
-    """A training that has done a step, with micro-batches of `micro` or, halved, as many as fit.
+def fitting(arm: Arm, shape: Shape, device: str) -> Training:
+    """A training that has done a step, with the largest micro-batches that fit.
 
     Raises:
         torch.OutOfMemoryError: one sequence does not fit.
     """
+    micro = shape.largest_of_peers if arm.is_peer else shape.largest
     while True:
         free(device)
         try:
-            training = Training(arm, shape, micro, device)
-            training.step()
-            synchronize(device)
-            return training
+            return _started(arm, shape, micro, device)
         except torch.OutOfMemoryError:
             if micro == 1:
                 raise
+        torch.compiler.reset()  # else the next size would be compiled for any
         micro //= 2
+
+
+def _started(arm: Arm, shape: Shape, micro: int, device: str) -> Training:
+    training = Training(arm, shape, micro, device)
+    training.step()
+    synchronize(device)
+    return training
 
 
 def synchronize(device: str) -> None:

@@ -39,7 +39,7 @@ def kind(name: str) -> str:
 
 
 def profiled(arm: Arm, shape: Shape, device: str) -> dict[str, Any]:
-    training = fitting(arm, shape, shape.largest, device)
+    training = fitting(arm, shape, device)
     for _ in range(2):
         training.step()
     synchronize(device)

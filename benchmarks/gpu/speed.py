@@ -4,8 +4,8 @@
     python benchmarks/gpu/speed.py OUT --tiny
 
 One process per shape. In it every arm is built anew for its turn, so that each has the whole
-memory, and takes the largest micro-batch that fits; all train on the same number of tokens per optimizer
-step. OUT/speed-SHAPE.json is written after every turn.
+memory, and takes the largest micro-batch that fits; all train on the same number of tokens per
+optimizer step. OUT/speed-SHAPE.json is written after every turn.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from hybridnorm.train.speed import peak_flops, peak_memory
 STEPS, ROUNDS = 4, 3
 
 
-def turn(arm: Arm, shape: Shape, micro: int, device: str) -> dict[str, Any]:
+def turn(arm: Arm, shape: Shape, device: str) -> dict[str, Any]:
     """Seconds per optimizer step; and until the end of the first one, compilation included."""
     start = time.perf_counter()
-    training = fitting(arm, shape, micro, device)
+    training = fitting(arm, shape, device)
     first = time.perf_counter() - start
     training.step()
     synchronize(device)
@@ -62,10 +62,9 @@ def race(name: str, shape: Shape, out: Path, device: str, deadline: float) -> No
             if time.time() > deadline:
                 return
             found = results[arm.name]
-            micro = found["turns"][-1]["micro"] if found["turns"] else shape.largest
             if "error" not in found:
                 try:
-                    found["turns"].append(turn(arm, shape, micro, device))
+                    found["turns"].append(turn(arm, shape, device))
                 except Exception as error:  # a peer that fails is a line of the table
                     found["error"] = f"{type(error).__name__}: {str(error).strip()[:300]}"
             (out / f"speed-{name}.json").write_text(json.dumps(about, indent=1))

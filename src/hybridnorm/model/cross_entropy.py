@@ -101,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_NV = exponentials_NV.scatter_add_(1, columns_N1, -sums_N1)
             scale_N1 = counted_N[rows, None] / at_least_float32(sums_N1)
             torch.mm(grad_NV, low_VD, out=hidden_grad_ND[rows]).mul_(scale_N1)
-            weight_grad_VD += grad_NV.T @ (part_ND * scale_N1).to(part_ND.dtype)
+            _add_product(weight_grad_VD, grad_NV.T, (part_ND * scale_N1).to(part_ND.dtype))
         means = totals / count
         if needs_gradient:
             ctx.save_for_backward(hidden_grad_ND, weight_grad_VD, count)
@@ -119,6 +119,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight_grad_VD.mul_(scale).to(ctx.weight_dtype),
             *[None] * 5,
         )
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right; on CUDA without a product in low precision in between."""
+    if total.is_cuda and total.dtype != left.dtype:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total += left @ right
 
 
 def _softmax(logits_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
