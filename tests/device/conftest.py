@@ -8,17 +8,22 @@ test_device_placements.py and the rest can run at the same time.
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+# Compiled code is shared by the processes of the tests, and the next time.
+_CACHE = Path(tempfile.gettempdir()) / f"hybridnorm-inductor-{torch.__version__}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_CACHE))
+
 
 @pytest.fixture(scope="session")
-def device(tmp_path_factory: pytest.TempPathFactory) -> torch.device:
-    """CUDA or CPU; float32 means float32 (no TF32). Compiled code is shared by all processes."""
+def device() -> torch.device:
+    """CUDA or CPU; float32 means float32 (no TF32)."""
     torch.set_float32_matmul_precision("highest")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
