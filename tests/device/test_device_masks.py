@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from authors import relative
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.layers import _attention
-from hybridnorm.model.masks import boolean_mask, document_ids, document_mask
+from hybridnorm.model.masks import document_ids, document_mask
 from hybridnorm.model.parallelize import parallelize
 from hybridnorm.model.transformer import Transformer
 
@@ -23,8 +23,17 @@ def tokens(length: int) -> Tensor:
     return torch.randint(10, (2, length), generator=torch.Generator().manual_seed(length))
 
 
-def formula(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, visible_B1TT: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v over the visible keys, heads that share keys one after another."""
+def formula(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, ids_BT: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v, heads that share keys one after another.
+
+    A query sees the keys up to its own, from after the last end of a document before it.
+    """
+    visible_B1TT = torch.zeros(len(ids_BT), 1, ids_BT.shape[1], ids_BT.shape[1]).bool()
+    for row, ids in enumerate(ids_BT.tolist()):
+        first = 0
+        for position, token in enumerate(ids):
+            visible_B1TT[row, 0, position, first : position + 1] = True
+            first = position + 1 if token == END else first
     share = q_BTHK.shape[2] // k_BTGK.shape[2]
     k_BTHK, v_BTHK = (x.repeat_interleave(share, dim=2) for x in (k_BTGK, v_BTGK))
     scores = torch.einsum("bqhk,bthk->bhqt", q_BTHK, k_BTHK) / q_BTHK.shape[-1] ** 0.5
@@ -53,7 +62,7 @@ def check_attention(length: int, head_dim: int, dtype: torch.dtype, device: torc
         torch.randn(2, length, n, head_dim, generator=random).to(dtype) for n in sizes
     )
     precise = [x.double().requires_grad_() for x in inputs]
-    expected = formula(*precise, boolean_mask(documents))
+    expected = formula(*precise, tokens(length))
     expected_gradients = torch.autograd.grad(expected, precise, above.double())
 
     ours = [x.to(device).requires_grad_() for x in inputs]

@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 # Sums run in another order on a GPU. TF32 would be off by 1e-3.
 FLOAT32 = {"cpu": 1e-5, "cuda": 1e-4}
-# One rounding to bfloat16 is off by 2^-9 = 0.002 at most; on a CPU the sum of all is 0.007 in the
-# logits and 0.03 in the worst gradient.
-BFLOAT16 = {"logits": 0.02, "gradient": 0.06}
+# A rounding to bfloat16 is off by 2^-9 = 0.002 at most. After all of them, on a CPU, 0.013 are in
+# the logits and 0.055 in the worst gradient, a short vector.
+BFLOAT16 = {"logits": 0.03, "gradient": 0.1}
 
 
 @pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.stem)

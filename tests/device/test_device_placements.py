@@ -4,9 +4,11 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from authors import relative
+from hybridnorm.model import norms
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.parallelize import parallelize
 from hybridnorm.model.transformer import Transformer
@@ -17,7 +19,7 @@ from hybridnorm.train.optimizer import build_optimizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-TOLERANCE = 1e-4  # float32 against float64; on a CPU 1e-5 at most
+TOLERANCE = 1e-4  # float32 against float64; 5e-6 on a CPU
 IDS = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
 # Each differs in kind from the others: norms, skips, scales, number of kinds of block.
 COMPILED_ON_CPU = ["hybridnorm-star", "olmo2", "dyt"]
@@ -48,11 +50,24 @@ def backward(model: Transformer, device: torch.device) -> tuple[float, dict[str,
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
 
+class PlainNorm:
+    """PyTorch's own RMSNorm, in the place of ours."""
+
+    @staticmethod
+    def apply(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], gain, eps)
+
+
 @cache
 def expected(name: str) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients by PyTorch's norm and cross-entropy."""
     precise = model(name).double()
     precise.dtype = torch.float64
-    return backward(precise, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norms, "_RMSNorm", PlainNorm)
+        loss = F.cross_entropy(precise(IDS[:, :-1]).flatten(0, 1), IDS[:, 1:].flatten())
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in precise.named_parameters()}
 
 
 def assert_as_expected(name: str, loss: float, gradients: dict[str, Tensor]) -> None:
@@ -94,7 +109,7 @@ def test_bfloat16_is_near_it(name: str, device: torch.device) -> None:
         torch.cat([g[n].double().cpu().flatten() for n in gradients])
         for g in (gradients, expected(name)[1])
     )
-    assert relative(found, precise) < 0.05
+    assert relative(found, precise) < 0.05  # 0.02 on a CPU
 
 
 @pytest.mark.parametrize("name", COMPILED)
