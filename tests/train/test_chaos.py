@@ -12,6 +12,7 @@ import pytest
 
 from hybridnorm.train.metrics import read_metrics
 from hybridnorm.train.retention import list_checkpoints
+from runs import last_step
 
 STEPS = 60
 
@@ -39,11 +40,6 @@ def finish(ranks: list[subprocess.Popen[str]]) -> str:
     outputs = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     return outputs[0]
-
-
-def last_step(run_dir: Path) -> int:
-    rows = read_metrics(run_dir).train if (run_dir / "metrics.jsonl").exists() else []
-    return int(rows[-1]["step"]) if rows else 0
 
 
 def kill_at_random(run_dir: Path, ranks: list[subprocess.Popen[str]], in_save: bool) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridnorm.train.metrics import read_metrics
+from runs import losses
 
 PLACEMENTS = ("hybridnorm-star", "post-norm", "olmo2")
 LAYOUTS = {
@@ -43,10 +44,6 @@ def launch(
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-4000:]
     assert "UserWarning" not in result.stderr
-
-
-def losses(run_dir: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(run_dir).train]
 
 
 def held_out(run_dir: Path) -> list[float]:
