@@ -198,6 +198,7 @@ def arms(shape: Shape) -> list[Arm]:
         ours("hybridnorm-star"),
         olmoe("grouped_mm", low_weights=False),
         olmoe("grouped_mm", low_weights=True),
+        olmoe("grouped_mm", low_weights=True, compiled=True),
         olmoe("eager", low_weights=False),
     ]
 
