@@ -52,18 +52,22 @@ def flex_mask(documents_BT: Tensor) -> BlockMask:
         same = documents_BT[batch, query] == documents_BT[batch, key]
         return same & (key <= query)
 
+    # Compiled, it never holds the mask of all pairs.
+    create: Any = _compiled(create_block_mask) if documents_BT.is_cuda else create_block_mask
     batch, length = documents_BT.shape
-    return create_block_mask(visible, batch, None, length, length, device=documents_BT.device)
+    mask: BlockMask = create(visible, batch, None, length, length, device=documents_BT.device)
+    return mask
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
     """FlexAttention of `(batch, heads, seq, head_dim)`, compiled where it trains."""
-    attend: Any = _compiled() if query.is_cuda else flex_attention
+    compiles = query.is_cuda and not torch.compiler.is_compiling()
+    attend: Any = _compiled(flex_attention) if compiles else flex_attention
     grouped = query.shape[1] != key.shape[1]
     out: Tensor = attend(query, key, value, block_mask=mask, enable_gqa=grouped)
     return out
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention)
+def _compiled(function: Any) -> Any:
+    return torch.compile(function)

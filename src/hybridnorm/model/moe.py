@@ -7,8 +7,9 @@ F width of an expert.
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,6 +42,35 @@ def load_balance(routing: Routing) -> Tensor:
     return (share * routing.probabilities).sum(-1).mean() * share.shape[-1]
 
 
+class _Sorted(torch.autograd.Function):
+    """Rows of which each is taken `copies` times, in another order.
+
+    Backward, a row collects its copies' gradients. Autograd's own way scatters them: on a GPU with
+    atomic additions, which are slow, and in an order that changes from run to run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, order_R: Tensor, place_R: Tensor, copies: int) -> Tensor:
+        """Row r of the result is copy `order_R[r]` of `(rows * copies, width)`.
+
+        Args:
+            place_R: the inverse of `order_R`.
+        """
+        ctx.save_for_backward(place_R)
+        ctx.copies = copies
+        return x_ND.index_select(0, order_R // copies)
+
+    @staticmethod
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None, None]:
+        (place_R,) = ctx.saved_tensors
+        grad_NKD = grad_RD.index_select(0, place_R).unflatten(0, (-1, ctx.copies))
+        return grad_NKD.sum(1), None, None, None
+
+
+def _sorted(x_ND: Tensor, order_R: Tensor, place_R: Tensor, copies: int) -> Tensor:
+    return _Sorted.apply(x_ND, order_R, place_R, copies)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class MoE(nn.Module):
     """SwiGLU experts behind a router, and a shared expert that takes every token.
 
@@ -69,10 +99,11 @@ class MoE(nn.Module):
         routings.append(routing)
         ends_E = routing.counts.cumsum(0).int()
         order_R = experts_NK.flatten().argsort(stable=True)
-        x_RD = x_ND.index_select(0, order_R // self.top_k)
+        place_R = order_R.argsort()
+        x_RD = _sorted(x_ND, order_R, place_R, self.top_k)
         hidden_RF = F.silu(self.gate_proj(x_RD, ends_E)) * self.up_proj(x_RD, ends_E)
         out_RD = self.down_proj(self.mid_norm(hidden_RF), ends_E)
-        out_NKD = out_RD.index_select(0, order_R.argsort()).unflatten(0, experts_NK.shape)
+        out_NKD = _sorted(out_RD, place_R, order_R, 1).unflatten(0, experts_NK.shape)
         weighted_NKD = out_NKD * weights_NK[..., None].to(out_NKD.dtype)
         routed_BTD = weighted_NKD.sum(1).view_as(x_BTD)
         return routed_BTD if self.shared is None else self.shared(x_BTD) + routed_BTD  # type: ignore[no-any-return]

@@ -17,8 +17,8 @@ _FASTER = 1.2  # a product in bf16 must be so much faster, as the casts take tim
 _EFFICIENCY = 0.6  # of an eager step, beside a large matrix product
 _SAVED = 0.1  # of an eager step, by compiling
 _COMPILE_SECONDS = 12.0  # per kind of block, with an empty cache
-_SIZES = 256, 1024  # of square matrices
-_LONG = 0.01  # seconds that a product may take before a larger one is tried
+_SIZES = 256, 1024, 4096  # of square matrices
+_LONG = 0.0015  # seconds that a product may take before one 64 times as large is tried
 
 
 def settle(
