@@ -63,7 +63,7 @@ class _Sorted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None, None]:
         (place_R,) = ctx.saved_tensors
-        grad_NKD = grad_RD.index_select(0, place_R).unflatten(0, (-1, ctx.copies))
+        grad_NKD = torch.unflatten(grad_RD.index_select(0, place_R), 0, (-1, ctx.copies))
         return grad_NKD.sum(1), None, None, None
 
 
@@ -103,7 +103,7 @@ class MoE(nn.Module):
         x_RD = _sorted(x_ND, order_R, place_R, self.top_k)
         hidden_RF = F.silu(self.gate_proj(x_RD, ends_E)) * self.up_proj(x_RD, ends_E)
         out_RD = self.down_proj(self.mid_norm(hidden_RF), ends_E)
-        out_NKD = _sorted(out_RD, place_R, order_R, 1).unflatten(0, experts_NK.shape)
+        out_NKD = torch.unflatten(_sorted(out_RD, place_R, order_R, 1), 0, experts_NK.shape)
         weighted_NKD = out_NKD * weights_NK[..., None].to(out_NKD.dtype)
         routed_BTD = weighted_NKD.sum(1).view_as(x_BTD)
         return routed_BTD if self.shared is None else self.shared(x_BTD) + routed_BTD  # type: ignore[no-any-return]
