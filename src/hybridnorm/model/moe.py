@@ -106,7 +106,7 @@ class MoE(nn.Module):
         out_NKD = torch.unflatten(_sorted(out_RD, place_R, order_R, 1), 0, experts_NK.shape)
         weighted_NKD = out_NKD * weights_NK[..., None].to(out_NKD.dtype)
         routed_BTD = weighted_NKD.sum(1).view_as(x_BTD)
-        return routed_BTD if self.shared is None else self.shared(x_BTD) + routed_BTD  # type: ignore[no-any-return]
+        return routed_BTD if self.shared is None else self.shared(x_BTD) + routed_BTD
 
     def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """Weights and numbers of the chosen experts, both `(tokens, top_k)`."""
