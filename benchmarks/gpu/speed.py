@@ -153,8 +153,8 @@ def generation(out: Path, shape: Shape, device: str) -> None:
                 if number:  # the first one warms up
                     seconds[name].append(time.perf_counter() - start)
         rows.append({"batch": batch, "new": new, "seconds": seconds})
+        (out / "speed-generation.json").write_text(json.dumps(rows, indent=1))
         print(rows[-1], flush=True)
-    (out / "speed-generation.json").write_text(json.dumps(rows, indent=1))
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def check_attention(length: int, head_dim: int, dtype: torch.dtype, device: torc
 
     ours = [x.to(device).requires_grad_() for x in inputs]
     mask = document_mask(documents.to(device))
-    assert isinstance(mask, BlockMask) == (device.type == "cuda")
+    assert isinstance(mask, BlockMask) == (device.type == "cuda" and length % 128 == 0)
     found = _attention(*ours, None, mask)
     gradients = torch.autograd.grad(found, ours, above.to(device))
     assert found.dtype == dtype and found.shape == expected.shape

@@ -186,7 +186,7 @@ def _attend_one(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
         grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
         return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, enable_gqa=grouped)
     q_BGRK = q_BHTK.view(*k_BGTK.shape[:2], -1, k_BGTK.shape[3])
-    return F.scaled_dot_product_attention(q_BGRK, k_BGTK, v_BGTK).view_as(q_BHTK)
+    return F.scaled_dot_product_attention(q_BGRK, k_BGTK, v_BGTK).reshape(q_BHTK.shape)
 
 
 class FeedForward(nn.Module):

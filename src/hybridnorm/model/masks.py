@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Mask = Tensor | BlockMask
+_BLOCK = 128  # positions, FlexAttention's
 
 
 def document_ids(input_ids: Tensor, end_of_document: int) -> Tensor:
@@ -23,9 +24,12 @@ def document_mask(documents_BT: Tensor) -> Mask:
     """Causal attention within documents only.
 
     A block mask for FlexAttention on CUDA, which skips what is masked out; elsewhere, where
-    FlexAttention has no backward pass, a boolean mask `(batch, 1, seq, seq)` for SDPA.
+    FlexAttention has no backward pass, and for parts of a block, for which it has no kernel, a
+    boolean mask `(batch, 1, seq, seq)` for SDPA.
     """
-    return flex_mask(documents_BT) if documents_BT.is_cuda else boolean_mask(documents_BT)
+    whole_blocks = documents_BT.shape[1] % _BLOCK == 0
+    flexible = documents_BT.is_cuda and whole_blocks
+    return flex_mask(documents_BT) if flexible else boolean_mask(documents_BT)
 
 
 def continuation_mask(known: int, new: int, device: torch.device) -> Tensor | None:

@@ -12,10 +12,10 @@ from hybridnorm.model.flops import flops_per_token
 from hybridnorm.placement import Placement
 from hybridnorm.train.config import Recipe, TrainConfig
 
-# Measured on CPUs (docs/results/throughput.md).
+# Measured on CPUs (docs/results/throughput.md) and on an H100 with 47M parameters (gpu.md).
 _FASTER = 1.2  # a product in bf16 must be so much faster, as the casts take time, too
-_EFFICIENCY = 0.6  # of an eager step, beside a large matrix product
-_SAVED = 0.1  # of an eager step, by compiling
+_EFFICIENCY = {"cpu": 0.6, "cuda": 0.15}  # of an eager step, beside a large matrix product
+_SAVED = {"cpu": 0.1, "cuda": 0.55}  # of an eager step, by compiling
 _COMPILE_SECONDS = 12.0  # per kind of block, with an empty cache
 _SIZES = 256, 1024, 4096  # of square matrices
 _LONG = 0.0015  # seconds that a product may take before one 64 times as large is tried
@@ -82,7 +82,8 @@ def _with_compile(
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
         return replace(train, compile="off"), "eager: there is no C++ compiler"
     dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
-    saved = _SAVED * work / (_EFFICIENCY * _speed(dtype, device))
+    kind = device.type if device.type in _SAVED else "cpu"
+    saved = _SAVED[kind] * work / (_EFFICIENCY[kind] * _speed(dtype, device))
     cost = _COMPILE_SECONDS * kinds
     sums = f"compiling saves about {_clock(saved)} of this run and takes about {_clock(cost)}"
     if saved > cost:
