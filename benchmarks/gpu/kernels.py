@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.tiny:
+        torch.compiler.set_stance("force_eager")
     device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
     shapes = TINY if options.tiny else SHAPES
     if options.part:
