@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hybridnorm.model.attend import attend
-from hybridnorm.train.config import TrainConfig
-from hybridnorm.train.process import set_up_process
+from hybridnorm.model.kernels.cpu_attention import blockwise_attention
+from hybridnorm.recipe.config import TrainConfig
+from hybridnorm.train.process_setup import set_up_process
 
 # Batch, seq, heads, key/value heads, head width.
 SHAPES = ((16, 128, 4, 2, 32), (16, 256, 8, 4, 32), (4, 512, 8, 4, 64), (2, 1024, 16, 4, 64))
@@ -30,7 +30,7 @@ def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return attend(q, k, v, None)
+    return blockwise_attention(q, k, v, None)
 
 
 def row(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> list[str]:

@@ -24,8 +24,8 @@ from unittest import mock
 from rich.console import Console
 from rich.table import Table
 
-from hybridnorm.train.process import set_up_process
-from hybridnorm.train.recipe import load_recipe
+from hybridnorm.recipe.load import load_recipe
+from hybridnorm.train.process_setup import set_up_process
 
 STEPS = 60
 

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from transformers import OlmoeConfig, OlmoeForCausalLM
 from transformers.utils import logging
 
-from hybridnorm.model import grouped
 from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.kernels import grouped_products as grouped
 from hybridnorm.model.moe import load_balance
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.parallel import parallelize
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.train.config import TrainConfig
-from hybridnorm.train.process import set_up_process
+from hybridnorm.recipe.config import TrainConfig
+from hybridnorm.train.process_setup import set_up_process
 
 Step = Callable[[], float]
 OURS = ModelConfig(
@@ -84,9 +84,9 @@ def ours(
         losses = model.losses(ids[:, :-1], ids[:, 1:])
         grouped.grouped_linear = kept
         if losses.routing is None:
-            return losses.minimized
+            return losses.total
         auxiliary = 0.01 * load_balance(losses.routing) + 0.001 * losses.routing.z.mean()
-        return losses.minimized + auxiliary
+        return losses.total + auxiliary
 
     return training_step(model, objective)
 

@@ -13,8 +13,8 @@ from contenders import SHAPES
 from peers import hybridnorm
 from peers.worker import Training
 
-from hybridnorm.train.config import TrainConfig
-from hybridnorm.train.process import set_up_process
+from hybridnorm.recipe.config import TrainConfig
+from hybridnorm.train.process_setup import set_up_process
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hybridnorm.data.config import PrepareConfig
-from hybridnorm.data.documents import Tally, documents
-from hybridnorm.data.inputs import cut_units, find_sources
-from hybridnorm.data.pool import cores
-from hybridnorm.data.prepare import prepare_folder
+from hybridnorm.data.prepare.documents import Tally, documents
+from hybridnorm.data.prepare.folder import prepare_folder
+from hybridnorm.data.prepare.inputs import cut_units, find_sources
+from hybridnorm.data.prepare.pool import cores
 from hybridnorm.data.tokenizer import load_tokenizer, train_bpe
 
 CONSOLE = Console(width=120)

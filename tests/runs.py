@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hybridnorm.train.metrics import read_metrics
+from hybridnorm.train.report.metrics import read_metrics
 
 
 def last_step(run_dir: Path) -> int:

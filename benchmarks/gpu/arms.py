@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig, preset
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.parallel import parallelize
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.train.combined import Optimizers, step_unless
-from hybridnorm.train.config import OptimizerConfig, TrainConfig
-from hybridnorm.train.feed import Batch
+from hybridnorm.recipe.config import OptimizerConfig, TrainConfig
+from hybridnorm.train.batches import Batch
 from hybridnorm.train.objective import objective
-from hybridnorm.train.optimizer import build_optimizer
+from hybridnorm.train.optim.build import build_optimizer
+from hybridnorm.train.optim.optimizers import Optimizers, step_unless
 from hybridnorm.train.world import World
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -106,7 +106,7 @@ def ours(placement: str) -> Arm:
         model.to_empty(device=device)
         draw(model)
         train, world = TrainConfig(), World(torch.device(device))
-        return model, lambda ids, y: objective(model, Batch(ids, y, None), train, world).minimized
+        return model, lambda ids, y: objective(model, Batch(ids, y, None), train, world).total
 
     return Arm(placement, build, is_peer=False)
 

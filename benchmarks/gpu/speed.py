@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hybridnorm.model.flops import flops_per_token
 from hybridnorm.train.environment import environment
-from hybridnorm.train.speed import peak_flops, peak_memory
+from hybridnorm.train.report.speed import peak_flops, peak_memory
 
 STEPS, ROUNDS = 4, 3
 
@@ -123,7 +123,7 @@ def generation(out: Path, shape: Shape, device: str) -> None:
     """Greedy, eager, bfloat16, beside `transformers`; both with a cache that grows."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hybridnorm.model.generate import generate
+    from hybridnorm.model.sampling import generate
 
     prompt, new = (32, 128) if device == "cuda" else (4, 8)
     model, _ = ours("hybridnorm-star").build(shape, device)

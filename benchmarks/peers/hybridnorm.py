@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.generate import generate
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.parallel import parallelize
+from hybridnorm.model.sampling import generate
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import placement
-from hybridnorm.train.choices import settle
-from hybridnorm.train.config import OptimizerConfig, Recipe, TrainConfig
-from hybridnorm.train.optimizer import build_optimizer
-from hybridnorm.train.process import set_up_process
+from hybridnorm.placements import placement
+from hybridnorm.recipe.config import OptimizerConfig, Recipe, TrainConfig
+from hybridnorm.train.auto import resolve_auto
+from hybridnorm.train.optim.build import build_optimizer
+from hybridnorm.train.process_setup import set_up_process
 
 OWN_PRECISION = True
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,7 +27,7 @@ def setting(setup: SimpleNamespace) -> tuple[str, bool]:
     long = TrainConfig(batch_size=shape.batch, seq_len=shape.seq, steps=10_000)
     set_up_process(long)  # before torch takes memory
     recipe = Recipe(model=model_config(setup), train=long)
-    settled, _ = settle(recipe, placement(setup.variant), torch.device(setup.device))
+    settled, _ = resolve_auto(recipe, placement(setup.variant), torch.device(setup.device))
     return settled.train.dtype, settled.train.compile == "on"
 
 

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 # The function `placement` deliberately takes the place of the subpackage's attribute: `from
 # hybridnorm.placement import ...` works as ever, and `hybridnorm.placement("pre-norm")` too.
-from hybridnorm.placement import Placement, placement
+from hybridnorm.placements import Placement, placement
 
 if TYPE_CHECKING:
-    from hybridnorm.model.config import ModelConfig as ModelConfig
-    from hybridnorm.model.transformer import Transformer as Transformer
+    from hybridnorm.model import ModelConfig as ModelConfig
+    from hybridnorm.model import Transformer as Transformer
 
 __version__ = "0.1.0"
 __all__ = ["ModelConfig", "Placement", "Transformer", "placement"]

@@ -17,10 +17,9 @@ import tyro
 from tyro.conf import Positional
 
 import hybridnorm
-from hybridnorm.data.config import PrepareConfig
+from hybridnorm.data import PrepareConfig
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.train.config import Recipe
-from hybridnorm.train.recipe import load_recipe
+from hybridnorm.recipe import Recipe, load_recipe
 
 T = TypeVar("T")
 
@@ -106,11 +105,10 @@ def _train(argv: Sequence[str]) -> None:
     name = _first_word(argv) or "demo"
     args = _parse(Train, "train", argv, default=Train(recipe=name, config=load_recipe(name)))
     recipe = args.config
-    from hybridnorm.train.process import set_up_process
+    from hybridnorm.train import set_up_process
 
     set_up_process(recipe.train)
-    from hybridnorm.train.run import train
-    from hybridnorm.train.world import end_rank
+    from hybridnorm.train import end_rank, train
 
     stem = f"{Path(args.recipe).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
     train(recipe, args.run_dir or Path("runs") / stem, resume=args.resume)
@@ -119,7 +117,7 @@ def _train(argv: Sequence[str]) -> None:
 
 def _show(argv: Sequence[str]) -> None:
     args = _parse(Show, "show", argv)
-    from hybridnorm.placement.show import show
+    from hybridnorm.placements.show import show
 
     show(args.placement or None, args.out, args.n_layers)
 
@@ -129,12 +127,11 @@ def _study(argv: Sequence[str]) -> None:
     args = _parse(StudyArgs, "study", own)
     if args.jobs < 1:
         raise HybridNormError(f"jobs: must be at least 1, got {args.jobs}")
-    from hybridnorm.study.plan import load_study
-    from hybridnorm.study.run import carry_out
+    from hybridnorm.study import load_study, run_study
 
     study = load_study(args.study, overrides)
     folder = args.dir or Path("studies") / study.name
-    carry_out(study, folder, jobs=args.jobs, command=shlex.join(["hybridnorm", "study", *argv]))
+    run_study(study, folder, jobs=args.jobs, command=shlex.join(["hybridnorm", "study", *argv]))
 
 
 def _prepare(argv: Sequence[str]) -> None:
@@ -143,10 +140,7 @@ def _prepare(argv: Sequence[str]) -> None:
         raise HybridNormError(f"workers: must be at least 1, got {args.workers}")
     from rich.console import Console
 
-    from hybridnorm.data.inputs import find_sources
-    from hybridnorm.data.manifest import report
-    from hybridnorm.data.pool import cores
-    from hybridnorm.data.prepare import prepare_folder
+    from hybridnorm.data import cores, find_sources, prepare_folder, report
 
     console, workers = Console(), args.workers or cores()
     sources = find_sources(args.inputs)
@@ -156,7 +150,7 @@ def _prepare(argv: Sequence[str]) -> None:
 
 def _generate(argv: Sequence[str]) -> None:
     args = _parse(Generate, "generate", argv)
-    from hybridnorm.train.run import generate_text
+    from hybridnorm.train import generate_text
 
     text = generate_text(
         args.run_dir,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridnorm.data import demo, formats, inputs
 from hybridnorm.data.config import PrepareConfig
-from hybridnorm.data.documents import Tally, cut_text, documents
-from hybridnorm.data.inputs import cut_units, find_sources
+from hybridnorm.data.prepare import demo, formats, inputs
+from hybridnorm.data.prepare.documents import Tally, cut_text, documents
+from hybridnorm.data.prepare.inputs import cut_units, find_sources
 from hybridnorm.errors import HybridNormError
 
 pyarrow = pytest.importorskip("pyarrow")

@@ -15,7 +15,7 @@ from hybridnorm.data.config import DataConfig
 from hybridnorm.data.dataset import Tokens
 from hybridnorm.data.manifest import Prepared, open_prepared, verify
 from hybridnorm.data.mixture import Batches, Mixture
-from hybridnorm.data.prepare import prepare
+from hybridnorm.data.prepare.folder import open_data
 from hybridnorm.errors import HybridNormError
 
 QUIET = Console(quiet=True)
@@ -30,7 +30,7 @@ def folders(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     (folder / "digits.jsonl").write_text("\n".join(lines))
     common = {"tokenizer": "byte", "cache": str(folder / "cache"), "validation_fraction": 0.2}
     sources = (str(corpus), str(folder / "digits.jsonl"))
-    made = [prepare(DataConfig(source=s, **common), console=QUIET).folders[0] for s in sources]
+    made = [open_data(DataConfig(source=s, **common), console=QUIET).folders[0] for s in sources]
     return made[0], made[1]
 
 
@@ -114,14 +114,14 @@ def test_different_tokenizers_do_not_mix(
     folders: tuple[Path, Path], corpus: Path, tmp_path: Path
 ) -> None:
     config = DataConfig(source=str(corpus), cache=str(tmp_path), tokenizer_vocab_size=300)
-    other = prepare(config, console=QUIET).folders[0]
+    other = open_data(config, console=QUIET).folders[0]
     mixed = DataConfig(prepared=(str(folders[0]), str(other)))
     with pytest.raises(HybridNormError, match=r"different tokenizers; .*--tokenizer"):
-        prepare(mixed, console=QUIET)
+        open_data(mixed, console=QUIET)
     again = DataConfig(source=str(corpus), cache=str(tmp_path / "2"), tokenizer=str(other))
-    same = prepare(again, console=QUIET).folders[0]
+    same = open_data(again, console=QUIET).folders[0]
     mixed = DataConfig(prepared=(str(same), str(other)))
-    assert prepare(mixed, console=QUIET).folders == (same, other)
+    assert open_data(mixed, console=QUIET).folders == (same, other)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_wrong_weights(weights: tuple[float, ...], message: str) -> None:
 def test_damage_is_named_with_the_remedy(copy: Path) -> None:
     def message() -> str:
         with pytest.raises(HybridNormError) as caught:
-            verify(prepare(DataConfig(prepared=(str(copy),)), console=QUIET))
+            verify(open_data(DataConfig(prepared=(str(copy),)), console=QUIET))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hybridnorm.data import inputs
 from hybridnorm.data.config import DataConfig, PrepareConfig
 from hybridnorm.data.dataset import Tokens
-from hybridnorm.data.inputs import find_sources
-from hybridnorm.data.prepare import prepare, prepare_folder
+from hybridnorm.data.prepare import inputs
+from hybridnorm.data.prepare.folder import open_data, prepare_folder
+from hybridnorm.data.prepare.inputs import find_sources
 from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer, load_tokenizer
 from hybridnorm.errors import HybridNormError
 
@@ -141,7 +141,7 @@ def test_a_tokenizer_learns_from_a_sample_of_every_part(
         seen.extend(texts)
         return ByteTokenizer()
 
-    monkeypatch.setattr("hybridnorm.data.prepare.train_bpe", spy)
+    monkeypatch.setattr("hybridnorm.data.prepare.folder.train_bpe", spy)
     make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer_train_bytes=30_000)
     read = sum(map(len, seen))
     n_units = len(list((tmp_path / "out").glob("train-*.bin")))
@@ -185,7 +185,7 @@ def test_what_was_skipped_is_fatal_when_asked(tmp_path: Path, small_units: None)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybridnorm.data.prepare._manifest", interrupted)
+        patch.setattr("hybridnorm.data.prepare.folder._manifest", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
     with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
@@ -203,12 +203,12 @@ def test_a_recipe_finds_what_was_prepared_and_notices_other_text(
     lines = [f'{{"text": "document {i}"}}' for i in range(40)]
     own.write_text("\n".join(lines))
     mine = DataConfig(source=str(own), **fields)  # type: ignore[arg-type]
-    first = prepare(mine, console=QUIET)
+    first = open_data(mine, console=QUIET)
     stamp = (first.folders[0] / "manifest.json").stat().st_mtime_ns
-    assert prepare(mine, console=QUIET) == first
+    assert open_data(mine, console=QUIET) == first
     assert (first.folders[0] / "manifest.json").stat().st_mtime_ns == stamp
     own.write_text("\n".join([*lines, '{"text": "one more"}']))
-    assert prepare(mine, console=QUIET) != first
+    assert open_data(mine, console=QUIET) != first
 
 
 def test_bytes_need_no_training() -> None:
@@ -249,7 +249,7 @@ def test_bad_text_is_named(
         source=str(source), cache=str(tmp_path / "cache"), **{"tokenizer": "byte", **fields}
     )
     with pytest.raises(HybridNormError) as caught:
-        prepare(config, console=QUIET)
+        open_data(config, console=QUIET)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").glob("*")), "a failed preparation leaves nothing"
 

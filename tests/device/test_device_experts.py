@@ -6,10 +6,10 @@ from torch import Tensor
 
 from authors import relative
 from expert_peers import looped
-from hybridnorm.model import grouped
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.grouped import grouped_linear
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.kernels import grouped_products as grouped
+from hybridnorm.model.kernels.grouped_products import grouped_linear
+from hybridnorm.model.parallel import parallelize
 from hybridnorm.model.transformer import Transformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -73,5 +73,5 @@ def routed(model: Transformer, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]
     ids = ids.to(model.embedding.weight.device)
     losses = model.losses(ids, ids)
     assert losses.routing is not None
-    (losses.minimized + losses.routing.z.mean()).backward()
+    (losses.total + losses.routing.z.mean()).backward()
     return losses.routing.counts, [p.grad for p in model.parameters()]

@@ -7,7 +7,7 @@ from torch import Tensor
 from authors import relative
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.decoder import decoder
-from hybridnorm.model.generate import generate
+from hybridnorm.model.sampling import generate
 from hybridnorm.model.transformer import Transformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from authors import relative
-from hybridnorm.model import cross_entropy
-from hybridnorm.model.cross_entropy import linear_cross_entropy
+from hybridnorm.model.kernels import cross_entropy
+from hybridnorm.model.kernels.cross_entropy import linear_cross_entropy
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -45,8 +45,8 @@ def test_losses_and_gradients(
     expected = torch.autograd.grad(loss + 1e-2 * z, plain)
 
     ours = [hidden.requires_grad_(), weight.float().requires_grad_()]
-    minimized, *parts = linear_cross_entropy(*ours, targets, z_weight=1e-2, compiled=compiled)
-    found = torch.autograd.grad(minimized, ours)
+    total, *parts = linear_cross_entropy(*ours, targets, z_weight=1e-2, compiled=compiled)
+    found = torch.autograd.grad(total, ours)
     assert (found[0].dtype, found[1].dtype) == (dtype, torch.float32)
     for actual, precise in zip((*parts, *found), (loss, z, *expected), strict=True):
         assert relative(actual, precise) < TOLERANCE[dtype]

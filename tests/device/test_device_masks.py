@@ -9,7 +9,7 @@ from authors import relative
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.layers import _attention
 from hybridnorm.model.masks import document_ids, document_mask
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.parallel import parallelize
 from hybridnorm.model.transformer import Transformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.parallel import parallelize
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import placement
-from hybridnorm.train.config import Recipe, TrainConfig
-from hybridnorm.train.memory import memory_estimate
-from hybridnorm.train.optimizer import build_optimizer
+from hybridnorm.placements import placement
+from hybridnorm.recipe.config import Recipe, TrainConfig
+from hybridnorm.train.optim.build import build_optimizer
+from hybridnorm.train.preflight.memory import memory_estimate
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

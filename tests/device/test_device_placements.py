@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from authors import relative
 from hybridnorm.model import norms
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.parallelize import parallelize
+from hybridnorm.model.parallel import parallelize
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement.registry import strategies
-from hybridnorm.train.combined import step_unless
-from hybridnorm.train.config import OptimizerConfig
-from hybridnorm.train.optimizer import build_optimizer
+from hybridnorm.placements.registry import strategies
+from hybridnorm.recipe.config import OptimizerConfig
+from hybridnorm.train.optim.build import build_optimizer
+from hybridnorm.train.optim.optimizers import step_unless
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridnorm.placement import placement
-from hybridnorm.train.choices import settle
-from hybridnorm.train.metrics import read_metrics
-from hybridnorm.train.recipe import load_recipe
+from hybridnorm.placements import placement
+from hybridnorm.recipe.load import load_recipe
+from hybridnorm.train.auto import resolve_auto
+from hybridnorm.train.report.metrics import read_metrics
 from hybridnorm.train.run import train
 from runs import last_step, losses
 
@@ -192,7 +192,7 @@ def test_what_is_chosen_for_the_device(
     fields = {**tiny_fields, "model.vocab_size": 257, "train.steps": steps}
     recipe = load_recipe("demo", {**fields, "schedule.warmup_steps": 0})
     assert (recipe.train.dtype, recipe.train.compile) == ("auto", "auto")
-    chosen, reasons = settle(recipe, placement(recipe.model.placement), device)
+    chosen, reasons = resolve_auto(recipe, placement(recipe.model.placement), device)
     record_property("reasons", "; ".join(reasons))
     assert len(reasons) == 2
     if CUDA:  # tensor cores have bfloat16 since Ampere

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridnorm.model.config import PRESETS, ModelConfig
 from hybridnorm.model.flops import flops_per_token, parameter_counts
-from hybridnorm.model.grouped import GroupedLinear
+from hybridnorm.model.kernels.grouped_products import GroupedLinear
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import placement, strategies
+from hybridnorm.placements import placement, strategies
 
 SMALL = ModelConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=80, vocab_size=100)
 SHAPES = {

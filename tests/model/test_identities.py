@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import Placement, placement
-from hybridnorm.placement.parse import placement_from_dict, placement_to_dict
+from hybridnorm.placements import Placement, placement
+from hybridnorm.placements.parse import placement_from_dict, placement_to_dict
 
 CONFIG = ModelConfig(d_model=48, n_layers=5, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=40)
 IDS = torch.arange(24).view(2, 12)

@@ -2,9 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hybridnorm.model import cross_entropy
-from hybridnorm.model.config import ModelConfig, chunk_rows
-from hybridnorm.model.cross_entropy import linear_cross_entropy
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.kernels import cross_entropy
+from hybridnorm.model.kernels.chunks import chunk_rows
+from hybridnorm.model.kernels.cross_entropy import linear_cross_entropy
 from hybridnorm.model.transformer import Transformer
 
 CONFIG = ModelConfig(d_model=32, n_layers=2, d_ff=64, vocab_size=50, tie_embeddings=False)
@@ -28,7 +29,7 @@ def test_cross_entropy_and_z_against_their_formulas() -> None:
     losses = model.losses(IDS, targets, z_weight=0.3)
     torch.testing.assert_close(losses.cross_entropy, nats)
     torch.testing.assert_close(losses.z, z)
-    actual = torch.autograd.grad(losses.minimized, list(model.parameters()))
+    actual = torch.autograd.grad(losses.total, list(model.parameters()))
     torch.testing.assert_close(actual, expected)
     assert torch.equal(model.loss(IDS, targets), losses.cross_entropy)
     with torch.no_grad():
@@ -54,11 +55,11 @@ def test_chunks_add_up(size: int, compiled: bool, monkeypatch: pytest.MonkeyPatc
     for rows in (37, 10, 1):
         monkeypatch.setattr(cross_entropy, "chunk_rows", lambda n, vocab, device, rows=rows: rows)
         with torch.compiler.set_stance("force_eager"):  # what would be compiled, without the wait
-            minimized, *parts = linear_cross_entropy(
+            total, *parts = linear_cross_entropy(
                 hidden, weight, targets, z_weight=0.1, compiled=compiled
             )
         torch.testing.assert_close(parts, [loss, z])
-        actual = torch.autograd.grad(minimized / 3, (hidden, weight))
+        actual = torch.autograd.grad(total / 3, (hidden, weight))
         torch.testing.assert_close(actual, expected)
 
 

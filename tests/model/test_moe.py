@@ -15,13 +15,13 @@ from expert_peers import WITH_EXPERTS, compare_experts, looped, relative_gap
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import PRESETS, ModelConfig
 from hybridnorm.model.flops import parameter_counts
-from hybridnorm.model.generate import generate
-from hybridnorm.model.grouped import grouped_linear
+from hybridnorm.model.kernels.grouped_products import grouped_linear
 from hybridnorm.model.moe import MoE, load_balance
-from hybridnorm.model.norms import Site
-from hybridnorm.model.parallelize import parallelize, shard_matrices
+from hybridnorm.model.norms import NormBuilder
+from hybridnorm.model.parallel import parallelize, shard_matrices
+from hybridnorm.model.sampling import generate
 from hybridnorm.model.transformer import Losses, Transformer
-from hybridnorm.placement import placement, spec
+from hybridnorm.placements import placement, spec
 
 CONFIG = ModelConfig(
     d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=24, n_experts=6, vocab_size=50
@@ -55,7 +55,7 @@ def test_the_operators_keep_what_they_promise_to_the_compiler() -> None:
 def test_every_token_gets_its_experts(norm_topk_prob: bool, n_shared: int) -> None:
     """Token by token, expert by expert, from the formulas; nothing is dropped."""
     config = replace(CONFIG, norm_topk_prob=norm_topk_prob, n_shared_experts=n_shared, top_k=3)
-    moe = MoE(config, spec.FeedForwardSpec(mid_norm=spec.Norm()), Site(0, 3, 32, 1e-5))
+    moe = MoE(config, spec.FeedForwardSpec(mid_norm=spec.Norm()), NormBuilder(0, config))
     torch.manual_seed(0)
     for parameter in moe.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -97,7 +97,7 @@ def test_logits_losses_and_gradients_are_those_of_transformers(
 def objective(losses: Losses) -> Tensor:
     assert losses.routing is not None
     auxiliary = load_balance(losses.routing) + losses.routing.z.mean()
-    return losses.minimized + auxiliary
+    return losses.total + auxiliary
 
 
 def gradients(model: Transformer) -> tuple[float, list[Tensor]]:

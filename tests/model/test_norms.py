@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridnorm.model.norms import Norm
-from hybridnorm.placement import spec
+from hybridnorm.placements import spec
 
 
 def norm(width: int, **fields: object) -> Norm:

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from hybridnorm.model.config import PRESETS, ModelConfig
 from hybridnorm.model.decoder import decoder
-from hybridnorm.model.generate import generate
-from hybridnorm.model.initialization import initialize, standard_deviation
+from hybridnorm.model.initialization import standard_deviation
 from hybridnorm.model.norms import Norm
+from hybridnorm.model.sampling import generate
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import placement, spec, strategies
+from hybridnorm.placements import placement, spec, strategies
 
 CONFIG = ModelConfig(d_model=32, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=50)
 IDS = torch.arange(48).view(2, 24)
@@ -24,7 +24,7 @@ def test_every_placement_trains_through_the_meta_device(name: str) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device="cpu")
-    initialize(model, seed=1)
+    model.initialize(seed=1)
     direct = Transformer(config, seed=1)
     for (name_, ours), theirs in zip(model.named_parameters(), direct.parameters(), strict=True):
         assert torch.equal(ours, theirs), name_

@@ -15,7 +15,7 @@ from hybridnorm.study.plan import load_study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import arms, read_results
 from hybridnorm.study.statistics import compare, t95
-from hybridnorm.train.metrics import MetricsWriter, read_metrics
+from hybridnorm.train.report.metrics import MetricsWriter, read_metrics
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = """

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from hybridnorm.placement import placement
-from hybridnorm.train.recipe import load_recipe
+from hybridnorm.placements import placement
+from hybridnorm.recipe.load import load_recipe
 from hybridnorm.train.run import build_model, train_on
 from hybridnorm.train.world import end_rank, open_world
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridnorm.train.metrics import read_metrics
-from hybridnorm.train.retention import list_checkpoints
+from hybridnorm.train.checkpoint.retention import list_checkpoints
+from hybridnorm.train.report.metrics import read_metrics
 from runs import last_step
 
 STEPS = 60

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hybridnorm.placement import placement
-from hybridnorm.train import choices
-from hybridnorm.train.choices import as_before, set_threads, settle
-from hybridnorm.train.config import Recipe
-from hybridnorm.train.recipe import load_recipe
+from hybridnorm.placements import placement
+from hybridnorm.recipe.config import Recipe
+from hybridnorm.recipe.load import load_recipe
+from hybridnorm.train import auto as choices
+from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def recipe(**train: Any) -> Recipe:
 
 
 def settled(given: Recipe, name: str = "pre-norm") -> Recipe:
-    return settle(given, placement(name), CPU)[0]
+    return resolve_auto(given, placement(name), CPU)[0]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_slow_dtype_is_not_measured_for_long(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(choices, "_seconds", seconds)
     given = recipe()
-    found, reasons = settle(given, placement("pre-norm"), CPU)
+    found, reasons = resolve_auto(given, placement("pre-norm"), CPU)
     assert found.train.dtype == "fp32"
     assert reasons[0] == "fp32: products run 0.006 times as fast in bf16 as in fp32 here"
     assert sum(spent) < 0.5
@@ -78,13 +78,13 @@ def test_without_a_compiler_nothing_is_compiled(
 
 def test_what_is_said_stays_and_needs_no_reason(products: dict[torch.dtype, float]) -> None:
     said = recipe(dtype="fp32", compile="off", steps=10**6)
-    assert settle(said, placement("pre-norm"), CPU) == (said, [])
+    assert resolve_auto(said, placement("pre-norm"), CPU) == (said, [])
 
 
 def test_a_resumed_run_keeps_its_choices() -> None:
     before = recipe(dtype="bf16", compile="on")
-    assert as_before(recipe(), before).train == before.train
-    assert as_before(recipe(dtype="fp32"), before).train == replace(before.train, dtype="fp32")
+    assert keep_choices(recipe(), before).train == before.train
+    assert keep_choices(recipe(dtype="fp32"), before).train == replace(before.train, dtype="fp32")
 
 
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +105,8 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_kept_for_the_next_step() -> None:
     script = """
 import resource, sys
-from hybridnorm.train.config import TrainConfig
-from hybridnorm.train.process import set_up_process
+from hybridnorm.recipe.config import TrainConfig
+from hybridnorm.train.process_setup import set_up_process
 set_up_process(TrainConfig(allocator=sys.argv[1]))
 import torch
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from hybridnorm.data.config import DataConfig
 from hybridnorm.data.mixture import Batches, Mixture
-from hybridnorm.data.prepare import prepare
+from hybridnorm.data.prepare.folder import open_data
 from hybridnorm.errors import HybridNormError
-from hybridnorm.train.config import TrainConfig
-from hybridnorm.train.feed import Feed
+from hybridnorm.recipe.config import TrainConfig
+from hybridnorm.train.batches import MicroBatches
 from hybridnorm.train.world import World
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def data(corpus: Path) -> tuple[Mixture, Mixture]:
     config = DataConfig(source=str(corpus), tokenizer="byte", cache=str(corpus / "prepared"))
-    prepared = prepare(config, console=Console(quiet=True))
+    prepared = open_data(config, console=Console(quiet=True))
     return Mixture(prepared, "train"), Mixture(prepared, "validation")
 
 
@@ -43,7 +43,7 @@ def test_the_ranks_together_read_the_batch_in_order(
     parts = [
         batch.input_ids.numpy()
         for rank in range(ranks)
-        for batch in Feed(batches, World(CPU, rank, ranks), config).step(step)
+        for batch in MicroBatches(batches, World(CPU, rank, ranks), config).step(step)
     ]
     assert len(parts) == ranks * accumulation and {len(part) for part in parts} == {micro}
     assert np.array_equal(np.concatenate(parts), batches.batch(step)[0])
@@ -57,7 +57,7 @@ def test_every_held_out_window_counts_once_and_every_rank_works_as_often(
     batches = Batches(data[0], 16, ranks * micro, seed=3)
     config = TrainConfig(batch_size=ranks * micro, micro_batch_size=micro, seq_len=16)
     found = [
-        list(Feed(batches, World(CPU, rank, ranks), config).held_out(data[1], limit))
+        list(MicroBatches(batches, World(CPU, rank, ranks), config).held_out(data[1], limit))
         for rank in range(ranks)
     ]
     assert len({len(part) for part in found}) == 1
@@ -71,7 +71,7 @@ def test_documents_are_numbered_only_where_they_are_masked(data: tuple[Mixture, 
     batches = Batches(data[0], 512, 4, seed=0)
     for masked in (False, True):
         config = TrainConfig(batch_size=4, seq_len=512, mask_documents=masked)
-        documents = next(Feed(batches, World(CPU), config).step(0)).documents
+        documents = next(MicroBatches(batches, World(CPU), config).step(0)).documents
         assert (documents is not None) == masked
     assert documents is not None and documents.max() > 0
 
@@ -79,6 +79,6 @@ def test_documents_are_numbered_only_where_they_are_masked(data: tuple[Mixture, 
 def test_a_batch_that_cannot_be_cut_is_refused(data: tuple[Mixture, Mixture]) -> None:
     batches = Batches(data[0], 16, 6, seed=0)
     with pytest.raises(HybridNormError, match=r"train\.batch_size: 6 sequences do not divide amo"):
-        Feed(batches, World(CPU, 0, 4), TrainConfig(batch_size=6))
+        MicroBatches(batches, World(CPU, 0, 4), TrainConfig(batch_size=6))
     with pytest.raises(HybridNormError, match=r"train\.micro_batch_size: 2 does not divide the 3"):
-        Feed(batches, World(CPU, 0, 2), TrainConfig(batch_size=6, micro_batch_size=2))
+        MicroBatches(batches, World(CPU, 0, 2), TrainConfig(batch_size=6, micro_batch_size=2))

@@ -10,17 +10,17 @@ import torch
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybridnorm.data.prepare import prepare
+from hybridnorm.data.prepare.folder import open_data
 from hybridnorm.model.transformer import Losses
-from hybridnorm.placement import placement
-from hybridnorm.train.config import Recipe
-from hybridnorm.train.feed import Batch
-from hybridnorm.train.guard import first_nonfinite
-from hybridnorm.train.metrics import read_metrics
-from hybridnorm.train.recipe import load_recipe
-from hybridnorm.train.report import Report
+from hybridnorm.placements import placement
+from hybridnorm.recipe.config import Recipe
+from hybridnorm.recipe.load import load_recipe
+from hybridnorm.train.batches import Batch
+from hybridnorm.train.loop import Trainer
+from hybridnorm.train.non_finite import first_nonfinite
+from hybridnorm.train.report.metrics import read_metrics
+from hybridnorm.train.report.report import Report
 from hybridnorm.train.run import build_model, with_vocabulary
-from hybridnorm.train.trainer import Trainer
 from hybridnorm.train.world import World
 
 ALONE = World(torch.device("cpu"))
@@ -46,7 +46,7 @@ def recipe(corpus: Path) -> Recipe:
 
 
 def make_trainer(recipe: Recipe, run_dir: Path) -> Trainer:
-    data = prepare(recipe.data, console=QUIET)
+    data = open_data(recipe.data, console=QUIET)
     whole = with_vocabulary(recipe, data.tokenizer)
     model = build_model(whole, placement(whole.model.placement), ALONE)
     run_dir.mkdir()
@@ -68,7 +68,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_touches_nothing(
         before.append(weights(trainer))
         losses = whole(*batch, z_weight=z_weight)
         factor = float("nan") if len(before) == 4 else 1.0
-        return losses._replace(minimized=losses.minimized * factor)
+        return losses._replace(total=losses.total * factor)
 
     trainer.model.losses = poisoned  # type: ignore[method-assign]
     with Report(trainer.recipe, tmp_path / "run", QUIET) as report:

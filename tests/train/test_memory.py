@@ -15,10 +15,10 @@ from torch.utils.checkpoint import (
 
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import placement
-from hybridnorm.train.config import OptimizerConfig, ParallelConfig, Recipe, TrainConfig
-from hybridnorm.train.groups import decay_groups
-from hybridnorm.train.memory import memory_estimate
+from hybridnorm.placements import placement
+from hybridnorm.recipe.config import OptimizerConfig, ParallelConfig, Recipe, TrainConfig
+from hybridnorm.train.optim.decay_groups import decay_groups
+from hybridnorm.train.preflight.memory import memory_estimate
 
 TOLERANCE = 0.1
 SHAPES = {

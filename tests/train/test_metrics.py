@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.train.metrics import FILE, MetricsWriter, read_metrics
+from hybridnorm.train.report.metrics import FILE, MetricsWriter, read_metrics
 
 
 def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Path) -> None:

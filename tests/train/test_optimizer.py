@@ -11,12 +11,12 @@ from rich.console import Console
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.train.combined import Optimizers, step_unless
-from hybridnorm.train.config import OptimizerConfig
-from hybridnorm.train.groups import decay_groups, decay_table
-from hybridnorm.train.optimizer import build_optimizer
-from hybridnorm.train.optimizer_state import optimizer_state
-from hybridnorm.train.recipe import load_recipe
+from hybridnorm.recipe.config import OptimizerConfig
+from hybridnorm.recipe.load import load_recipe
+from hybridnorm.train.optim.build import build_optimizer
+from hybridnorm.train.optim.decay_groups import decay_groups, decay_table
+from hybridnorm.train.optim.optimizers import Optimizers, step_unless
+from hybridnorm.train.optim.state import optimizer_state
 
 CONFIG = ModelConfig(
     d_model=32, n_layers=2, d_ff=64, vocab_size=50, tie_embeddings=False, placement="hybridnorm"

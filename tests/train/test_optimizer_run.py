@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridnorm.train.metrics import read_metrics
+from hybridnorm.train.report.metrics import read_metrics
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 MUON = [

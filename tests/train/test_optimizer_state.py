@@ -9,11 +9,11 @@ import torch
 
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.train import checkpoint
-from hybridnorm.train.combined import Optimizers
-from hybridnorm.train.config import OptimizerConfig
-from hybridnorm.train.optimizer import build_optimizer
-from hybridnorm.train.optimizer_state import materialize, optimizer_state, restore
+from hybridnorm.recipe.config import OptimizerConfig
+from hybridnorm.train.checkpoint import storage as checkpoint
+from hybridnorm.train.optim.build import build_optimizer
+from hybridnorm.train.optim.optimizers import Optimizers
+from hybridnorm.train.optim.state import materialize, optimizer_state, restore
 from hybridnorm.train.world import World
 
 CONFIG = ModelConfig(d_model=32, n_layers=2, d_ff=64, vocab_size=50)

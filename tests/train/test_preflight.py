@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from hybridnorm.model.config import PRESETS, preset
-from hybridnorm.placement import Placement, placement, strategies
-from hybridnorm.tables import to_table
-from hybridnorm.train.config import Recipe
-from hybridnorm.train.fit import Mix, misfits
-from hybridnorm.train.preflight import Preflight, preflight
-from hybridnorm.train.recipe import builtin, load_recipe
+from hybridnorm.placements import Placement, placement, strategies
+from hybridnorm.recipe.config import Recipe
+from hybridnorm.recipe.load import builtin, load_recipe
+from hybridnorm.strict_toml import to_table
+from hybridnorm.train.preflight.misfits import Mix, misfits
+from hybridnorm.train.preflight.overview import Preflight, preflight
 
 PLENTY: Mix = [("text", 1.0, 10**13)]
 # Table 10 of the paper at the shortest length it publishes (200B tokens).

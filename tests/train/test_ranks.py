@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridnorm.train.metrics import read_metrics
+from hybridnorm.train.report.metrics import read_metrics
 from runs import losses
 
 PLACEMENTS = ("hybridnorm-star", "post-norm", "olmo2")

@@ -4,7 +4,7 @@ import pytest
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import PRESETS
-from hybridnorm.train.recipe import builtin, dump_recipe, load_recipe
+from hybridnorm.recipe.load import builtin, dump_recipe, load_recipe
 
 
 @pytest.mark.parametrize("name", sorted(builtin()))

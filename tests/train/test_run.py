@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridnorm.train.metrics import Metrics, read_metrics
+from hybridnorm.train.report.metrics import Metrics, read_metrics
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

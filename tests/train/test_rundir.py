@@ -6,9 +6,9 @@ import pytest
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import Placement, placement
-from hybridnorm.train.config import Recipe
-from hybridnorm.train.rundir import check_identity, identity
+from hybridnorm.placements import Placement, placement
+from hybridnorm.recipe.config import Recipe
+from hybridnorm.train.run_dir import check_identity, identity
 
 
 def test_a_run_resumes_though_its_placement_is_described_otherwise() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from hybridnorm.train.config import ScheduleConfig
+from hybridnorm.recipe.config import ScheduleConfig
 from hybridnorm.train.schedule import learning_rate
 
 PEAK, WARMUP, STEPS, LOW = 0.5, 10, 100, 0.2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.train import speed
+from hybridnorm.train.report import speed
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(vocab_size=128)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridnorm.train.spikes import MINIMUM, SpikeMonitor, SpikeState
+from hybridnorm.train.report.spikes import MINIMUM, SpikeMonitor, SpikeState
 
 
 def recomputed(series: list[float]) -> tuple[int, int]:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.train import trackers
-from hybridnorm.train.recipe import load_recipe
+from hybridnorm.recipe.load import load_recipe
+from hybridnorm.train.report import trackers
+from hybridnorm.train.report.trackers import open_trackers
 from hybridnorm.train.run import train
-from hybridnorm.train.trackers import open_trackers
 
 SESSION = """
 import sys
 from pathlib import Path
-from hybridnorm.train.trackers import open_trackers
+from hybridnorm.train.report.trackers import open_trackers
 name, run_dir, *steps = sys.argv[1:]
 [tracker] = open_trackers([name], Path(run_dir), {"model": {"d_model": 64}}, sys.exit)
 for step in map(int, steps):

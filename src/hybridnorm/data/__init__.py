@@ -1,1 +1,5 @@
-"""Text to tokens to batches: corpus, tokenizer, prepared shards, deterministic order."""
+"""Text, tokens, and the order in which a run sees them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

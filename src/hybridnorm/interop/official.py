@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement.spec import (
+from hybridnorm.model import ModelConfig, Transformer
+from hybridnorm.placements import (
     AttentionSpec,
     BlockSpec,
     FeedForwardSpec,

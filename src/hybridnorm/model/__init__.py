@@ -1,1 +1,5 @@
-"""Decoder-only transformer: configuration, norms, blocks, initialization, generation."""
+"""The transformer: configuration, norms, block, attention, experts, loss, ranks, sampling."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

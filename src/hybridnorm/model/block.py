@@ -8,8 +8,8 @@ from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.layers import Attention, FeedForward, KVCache, Rope
 from hybridnorm.model.masks import Mask
 from hybridnorm.model.moe import MoE, Routing
-from hybridnorm.model.norms import Site
-from hybridnorm.placement.spec import BlockSpec, Sublayer
+from hybridnorm.model.norms import NormBuilder
+from hybridnorm.placements import BlockSpec, Sublayer
 
 
 class Residual(nn.Module):
@@ -18,16 +18,16 @@ class Residual(nn.Module):
     What the branch adds to the stream is the output of `branch_scale`: hook that, not `branch`.
     """
 
-    def __init__(self, branch: nn.Module, spec: Sublayer, site: Site) -> None:
+    def __init__(self, branch: nn.Module, spec: Sublayer, build: NormBuilder) -> None:
         super().__init__()
         self.skip = spec.skip
-        self.input_norm = site.norm(spec.input_norm)
-        self.input_scale = site.scale(spec.input_scale)
+        self.input_norm = build.norm(spec.input_norm)
+        self.input_scale = build.scale(spec.input_scale)
         self.branch = branch
-        self.output_norm = site.norm(spec.output_norm)
-        self.skip_scale = site.scale(spec.skip_scale)
-        self.branch_scale = site.scale(spec.branch_scale)
-        self.post_norm = site.norm(spec.post_norm)
+        self.output_norm = build.norm(spec.output_norm)
+        self.skip_scale = build.scale(spec.skip_scale)
+        self.branch_scale = build.scale(spec.branch_scale)
+        self.post_norm = build.norm(spec.post_norm)
 
     def forward(self, x: Tensor, x_block: Tensor, **inputs: Any) -> Tensor:
         """Streams `(batch, seq, d_model)` in and out; `inputs` go to the branch."""
@@ -48,14 +48,14 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward (or experts), each around the residual stream."""
 
-    def __init__(self, config: ModelConfig, spec: BlockSpec, site: Site) -> None:
+    def __init__(self, config: ModelConfig, spec: BlockSpec, build: NormBuilder) -> None:
         super().__init__()
-        attention = Attention(config, spec.attention, site)
-        self.has_experts = config.has_experts(site.layer)
+        attention = Attention(config, spec.attention, build)
+        self.has_experts = config.has_experts(build.layer)
         network = MoE if self.has_experts else FeedForward
-        feed_forward = network(config, spec.feed_forward, site)
-        self.attention = Residual(attention, spec.attention, site)
-        self.feed_forward = Residual(feed_forward, spec.feed_forward, site)
+        feed_forward = network(config, spec.feed_forward, build)
+        self.attention = Residual(attention, spec.attention, build)
+        self.feed_forward = Residual(feed_forward, spec.feed_forward, build)
 
     def forward(
         self,

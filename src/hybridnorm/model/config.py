@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.placement.spec import Init as PublishedInit
-from hybridnorm.placement.spec import check_choice
+from hybridnorm.placements import Init as PublishedInit
+from hybridnorm.placements import check_choice
 
 Activation = Literal["swiglu", "gelu"]
 Init = Literal["published", PublishedInit]
@@ -142,16 +142,6 @@ class ModelConfig:
     def sigma(self) -> float:
         """Standard deviation of the initialization (small init, Nguyen & Salazar 2019)."""
         return 1 / math.sqrt(2.5 * self.d_model) if self.init_std is None else self.init_std
-
-
-def chunk_rows(n_tokens: int, vocab_size: int, device: str = "cpu") -> int:
-    """Tokens whose logits exist at a time in training: equal chunks of at most 2^25 logits.
-
-    On other devices than a CPU 2^29, as their matrix products want more rows.
-    """
-    limit = 2**25 if device == "cpu" else 2**29
-    n_chunks = -(-n_tokens * vocab_size // limit)
-    return -(-n_tokens // n_chunks)
 
 
 # Table 9 of the paper (paper sizes share vocabulary 100278, tied embeddings, RoPE theta 5e5).

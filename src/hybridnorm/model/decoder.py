@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hybridnorm.model.grouped import GroupedLinear, grouped_linear
+from hybridnorm.model.kernels import GroupedLinear, grouped_linear
 from hybridnorm.model.layers import Attention, FeedForward, HeadNorm, Linear, Rope, apply_rope
 from hybridnorm.model.norms import Norm
 from hybridnorm.model.transformer import Transformer

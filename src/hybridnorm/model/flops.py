@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.placement.spec import Norm, Placement, Scale, Sublayer, norms_of
+from hybridnorm.placements import HEAD_NORMS, Norm, Placement, Scale, Sublayer, norms_of
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ def _sublayer_vectors(spec: Sublayer, config: ModelConfig, layer: int) -> int:
         for name, norm in norms_of(spec).items()
         for width in _gain_widths(name, norm, config, layer)
     )
-    scales = (spec.input_scale, spec.skip_scale, spec.branch_scale)
+    scales = spec.scales.values()
     return norms + sum(_scale_size(scale, config.d_model) for scale in scales)
 
 
 def _gain_widths(name: str, norm: Norm, config: ModelConfig, layer: int) -> list[int]:
     """Heads share one gain, and so do the experts; the shared ones have another."""
-    if _is_per_head(name, norm):
+    if name in HEAD_NORMS and norm.axis == "head":
         return [config.head_dim]
     if name == "mid_norm" and config.has_experts(layer):
         shared = config.n_shared_experts * config.expert_width
@@ -140,15 +140,10 @@ def _gain_widths(name: str, norm: Norm, config: ModelConfig, layer: int) -> list
     return [norm_width(name, config, layer)]
 
 
-def _is_per_head(name: str, norm: Norm) -> bool:
-    return name in ("q_norm", "k_norm", "v_norm", "context_norm") and norm.axis == "head"
-
-
 def _norm_size(norm: Norm | None, width: int) -> int:
     if norm is None or not norm.affine:
         return 0
-    has_bias = norm.kind in ("layer", "dyt", "derf")
-    return width * (1 + has_bias) + {"dyt": 1, "derf": 2}.get(norm.kind, 0)
+    return width * (1 + norm.has_bias) + {"dyt": 1, "derf": 2}.get(norm.kind, 0)
 
 
 def _scale_size(scale: Scale, width: int) -> int:

@@ -6,7 +6,6 @@ placements with the same seed share every weight they have in common, up to its 
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.norms import Norm, Scale
-from hybridnorm.placement import Placement
-
-if TYPE_CHECKING:
-    from hybridnorm.model.transformer import Transformer
+from hybridnorm.placements import Placement
 
 _CUTOFF = 3.0  # in standard deviations
 _OUTPUTS = ("o_proj", "down_proj")
@@ -58,15 +54,18 @@ def scheme(config: ModelConfig, placement: Placement) -> str:
 
 
 @torch.no_grad()
-def initialize(model: "Transformer", seed: int) -> None:
-    """Fill every parameter of `model`, sharded (DTensor) or not, on any device."""
-    init = scheme(model.config, model.placement)
+def initialize(model: nn.Module, config: ModelConfig, init: str, seed: int) -> None:
+    """Fill every parameter of `model`, sharded (DTensor) or not, on any device.
+
+    Args:
+        init: the scheme that is in force (`scheme`).
+    """
     for module in model.modules():
         if isinstance(module, Norm | Scale):
             module.reset_parameters()
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
-            std = standard_deviation(model.config, init, name)
+            std = standard_deviation(config, init, name)
             _assign(parameter, _truncated_normal(parameter.shape, std, seed, name))
 
 

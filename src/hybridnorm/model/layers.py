@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from hybridnorm.model.attend import attend
 from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.kernels import at_least_float32, blockwise_attention
 from hybridnorm.model.masks import Mask, flex
-from hybridnorm.model.norms import Site, at_least_float32
-from hybridnorm.placement.spec import AttentionSpec, FeedForwardSpec
-from hybridnorm.placement.spec import Norm as NormSpec
+from hybridnorm.model.norms import NormBuilder
+from hybridnorm.placements import AttentionSpec, FeedForwardSpec
+from hybridnorm.placements import Norm as NormSpec
 
 
 class Linear(nn.Linear):
@@ -102,10 +102,12 @@ class KVCaches(NamedTuple):
 class HeadNorm(nn.Module):
     """A norm on `(batch, seq, heads, head_dim)`: per head with one shared gain, or over all."""
 
-    def __init__(self, config: NormSpec | None, n_heads: int, head_dim: int, site: Site) -> None:
+    def __init__(
+        self, config: NormSpec | None, n_heads: int, head_dim: int, build: NormBuilder
+    ) -> None:
         super().__init__()
         self.full = config is not None and config.axis == "full"
-        self.norm = site.norm(config, n_heads * head_dim if self.full else head_dim)
+        self.norm = build.norm(config, n_heads * head_dim if self.full else head_dim)
 
     def forward(self, x_BTHK: Tensor) -> Tensor:
         if self.full:
@@ -117,7 +119,7 @@ class HeadNorm(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention with optional norms on q, k, v (before RoPE) and context."""
 
-    def __init__(self, config: ModelConfig, spec: AttentionSpec, site: Site) -> None:
+    def __init__(self, config: ModelConfig, spec: AttentionSpec, build: NormBuilder) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         n_heads, kv_heads = config.n_heads, config.kv_heads
@@ -125,10 +127,10 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.d_model, kv_heads * self.head_dim)
         self.v_proj = Linear(config.d_model, kv_heads * self.head_dim)
         self.o_proj = Linear(n_heads * self.head_dim, config.d_model)
-        self.q_norm = HeadNorm(spec.q_norm, n_heads, self.head_dim, site)
-        self.k_norm = HeadNorm(spec.k_norm, kv_heads, self.head_dim, site)
-        self.v_norm = HeadNorm(spec.v_norm, kv_heads, self.head_dim, site)
-        self.context_norm = HeadNorm(spec.context_norm, n_heads, self.head_dim, site)
+        self.q_norm = HeadNorm(spec.q_norm, n_heads, self.head_dim, build)
+        self.k_norm = HeadNorm(spec.k_norm, kv_heads, self.head_dim, build)
+        self.v_norm = HeadNorm(spec.v_norm, kv_heads, self.head_dim, build)
+        self.context_norm = HeadNorm(spec.context_norm, n_heads, self.head_dim, build)
 
     def forward(
         self,
@@ -157,7 +159,7 @@ def _attention(
 ) -> Tensor:
     """The context `(batch, seq, heads, head_dim)`."""
     if q_BTHK.is_cpu and q_BTHK.dtype == torch.bfloat16 and cache is None:
-        return attend(q_BTHK, k_BTGK, v_BTGK, mask)  # type: ignore[no-any-return]
+        return blockwise_attention(q_BTHK, k_BTGK, v_BTGK, mask)  # type: ignore[no-any-return]
     q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     if cache is not None:
         k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
@@ -192,13 +194,13 @@ def _attend_one(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
 class FeedForward(nn.Module):
     """SwiGLU (or GELU) network with an optional norm on its hidden activation."""
 
-    def __init__(self, config: ModelConfig, spec: FeedForwardSpec, site: Site) -> None:
+    def __init__(self, config: ModelConfig, spec: FeedForwardSpec, build: NormBuilder) -> None:
         super().__init__()
         gated = config.activation == "swiglu"
         self.gate_proj = Linear(config.d_model, config.d_ff) if gated else None
         self.up_proj = Linear(config.d_model, config.d_ff)
         self.down_proj = Linear(config.d_ff, config.d_model)
-        self.mid_norm = site.norm(spec.mid_norm, config.d_ff)
+        self.mid_norm = build.norm(spec.mid_norm, config.d_ff)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         *gate_BTF, up_BTF = self.project(x_BTD)

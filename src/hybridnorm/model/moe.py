@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.grouped import GroupedLinear
+from hybridnorm.model.kernels import GroupedLinear, at_least_float32
 from hybridnorm.model.layers import FeedForward, Linear
-from hybridnorm.model.norms import Site, at_least_float32
-from hybridnorm.placement.spec import FeedForwardSpec
+from hybridnorm.model.norms import NormBuilder
+from hybridnorm.placements import FeedForwardSpec
 
 
 class Routing(NamedTuple):
@@ -78,7 +78,7 @@ class MoE(nn.Module):
     loses nothing, since each has a down projection of its own after it.
     """
 
-    def __init__(self, config: ModelConfig, spec: FeedForwardSpec, site: Site) -> None:
+    def __init__(self, config: ModelConfig, spec: FeedForwardSpec, build: NormBuilder) -> None:
         super().__init__()
         d_model, n_experts, width = config.d_model, config.n_experts, config.expert_width
         self.top_k, self.norm_topk_prob = config.top_k, config.norm_topk_prob
@@ -86,11 +86,11 @@ class MoE(nn.Module):
         self.gate_proj = GroupedLinear(n_experts, d_model, width)
         self.up_proj = GroupedLinear(n_experts, d_model, width)
         self.down_proj = GroupedLinear(n_experts, width, d_model)
-        self.mid_norm = site.norm(spec.mid_norm, width)
+        self.mid_norm = build.norm(spec.mid_norm, width)
         self.shared = None
         if config.n_shared_experts:
             wide = replace(config, d_ff=config.n_shared_experts * width, d_expert=width)
-            self.shared = FeedForward(wide, spec, site)
+            self.shared = FeedForward(wide, spec, build)
 
     def forward(self, x_BTD: Tensor, routings: list[Routing]) -> Tensor:
         """The stream `(batch, seq, d_model)` to what the experts add; appends to `routings`."""

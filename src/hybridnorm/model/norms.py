@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridnorm.placement import spec
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Low-precision tensors as float32; float64 keeps its precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.kernels import at_least_float32
+from hybridnorm.placements import Norm as NormSpec
+from hybridnorm.placements import Scale as ScaleSpec
 
 
 class Norm(nn.Module):
@@ -28,15 +26,14 @@ class Norm(nn.Module):
         eps: used where the spec names none.
     """
 
-    def __init__(self, config: spec.Norm, dim: int, *, gain: float, eps: float) -> None:
+    def __init__(self, config: NormSpec, dim: int, *, gain: float, eps: float) -> None:
         super().__init__()
         self.kind = config.kind
         self.eps = eps if config.eps is None else config.eps
         self.zero_centered = config.zero_centered
         self.initial = {"weight": gain - 1.0 if config.zero_centered else gain, "bias": 0.0}
         self.weight = nn.Parameter(torch.empty(dim)) if config.affine else None
-        has_bias = config.affine and config.kind in ("layer", "dyt", "derf")
-        self.bias = nn.Parameter(torch.empty(dim)) if has_bias else None
+        self.bias = nn.Parameter(torch.empty(dim)) if config.has_bias else None
         if config.kind in ("dyt", "derf"):
             self.initial |= {"alpha": config.alpha_init, "shift": 0.0}
             self.alpha = nn.Parameter(torch.empty(1))
@@ -117,7 +114,7 @@ class Scale(nn.Module):
     A constant is a Python number, never a buffer: meta-device initialization destroys buffers.
     """
 
-    def __init__(self, config: spec.Scale, dim: int, value: float) -> None:
+    def __init__(self, config: ScaleSpec, dim: int, value: float) -> None:
         super().__init__()
         self.value = value
         size = {"none": 0, "scalar": 1, "channel": dim}[config.learned]
@@ -137,18 +134,21 @@ class Scale(nn.Module):
         return f"{self.value:g}"
 
 
-class Site:
-    """Where a module sits: what turns the power laws of specs into numbers."""
+class NormBuilder:
+    """Builds the norms and scales of block `layer`: there, power laws of specs become numbers."""
 
-    def __init__(self, layer: int, n_layers: int, d_model: int, eps: float) -> None:
-        self.layer, self.n_layers, self.d_model, self.eps = layer, n_layers, d_model, eps
+    def __init__(self, layer: int, config: ModelConfig) -> None:
+        self.layer, self.config = layer, config
 
-    def norm(self, config: spec.Norm | None, dim: int | None = None) -> nn.Module:
+    def norm(self, spec: NormSpec | None, dim: int | None = None) -> nn.Module:
         """The norm of width `dim` (default `d_model`), or the identity."""
-        if config is None:
+        if spec is None:
             return nn.Identity()
-        gain = config.gain_init.at(self.layer, self.n_layers, self.d_model)
-        return Norm(config, dim or self.d_model, gain=gain, eps=self.eps)
+        gain = self._number(spec.gain_init)
+        return Norm(spec, dim or self.config.d_model, gain=gain, eps=self.config.norm_eps)
 
-    def scale(self, config: spec.Scale) -> Scale:
-        return Scale(config, self.d_model, config.at(self.layer, self.n_layers, self.d_model))
+    def scale(self, spec: ScaleSpec) -> Scale:
+        return Scale(spec, self.config.d_model, self._number(spec))
+
+    def _number(self, power_law: ScaleSpec) -> float:
+        return power_law.at(self.layer, self.config.n_layers, self.config.d_model)

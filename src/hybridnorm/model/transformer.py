@@ -9,19 +9,19 @@ from torch.distributed.tensor import DTensor
 
 from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.cross_entropy import linear_cross_entropy
-from hybridnorm.model.initialization import initialize
+from hybridnorm.model.initialization import initialize, scheme
+from hybridnorm.model.kernels import linear_cross_entropy
 from hybridnorm.model.layers import KVCache, KVCaches, Linear, Rope, rope
 from hybridnorm.model.masks import continuation_mask, document_mask
 from hybridnorm.model.moe import Routing
-from hybridnorm.model.norms import Site
-from hybridnorm.placement import Placement, registry
+from hybridnorm.model.norms import NormBuilder
+from hybridnorm.placements import Placement, registry
 
 
 class Losses(NamedTuple):
     """What an objective weighs; the first three are means over the targets."""
 
-    minimized: Tensor
+    total: Tensor
     """`cross_entropy` + z_weight * `z`, the only one of the three with a gradient."""
     cross_entropy: Tensor
     """In nats."""
@@ -55,25 +55,27 @@ class Transformer(nn.Module):
         self.compiled_loss = False
         """Whether the loss goes through torch.compile, as `parallelize` makes blocks do."""
         n_layers = config.n_layers
-        sites = [
-            Site(layer, n_layers, config.d_model, config.norm_eps) for layer in range(n_layers)
-        ]
+        builders = [NormBuilder(layer, config) for layer in range(n_layers)]
         self.embedding = nn.Embedding(
             config.padded_vocab_size,
             config.d_model,
             _weight=torch.empty(config.padded_vocab_size, config.d_model),
         )
-        self.embed_scale = sites[0].scale(self.placement.embed_scale)
-        self.embed_norm = sites[0].norm(self.placement.embed_norm)
+        self.embed_scale = builders[0].scale(self.placement.embed_scale)
+        self.embed_norm = builders[0].norm(self.placement.embed_norm)
         self.blocks = nn.ModuleList(
-            Block(config, self.placement.block(site.layer, n_layers), site) for site in sites
+            Block(config, self.placement.block(build.layer, n_layers), build) for build in builders
         )
-        self.final_norm = sites[-1].norm(self.placement.final(n_layers))
+        self.final_norm = builders[-1].norm(self.placement.final(n_layers))
         self.head = (
             None if config.tie_embeddings else Linear(config.d_model, config.padded_vocab_size)
         )
         if not self.embedding.weight.is_meta:
-            initialize(self, seed)
+            self.initialize(seed)
+
+    def initialize(self, seed: int) -> None:
+        """Draw all weights anew, by name (`initialization.initialize`)."""
+        initialize(self, self.config, scheme(self.config, self.placement), seed)
 
     def forward(
         self,
@@ -137,9 +139,9 @@ class Transformer(nn.Module):
     ) -> Losses:
         """`loss`, and beside it a z-loss and what the losses of routers weigh."""
         hidden_BTD, routings = self.hidden(input_ids, documents=documents)
-        minimized, cross_entropy, z = self._minimized(hidden_BTD, targets, z_weight)
+        total, cross_entropy, z = self._minimized(hidden_BTD, targets, z_weight)
         routing = Routing(*map(torch.stack, zip(*routings, strict=True))) if routings else None
-        return Losses(minimized, cross_entropy, z, routing)
+        return Losses(total, cross_entropy, z, routing)
 
     def _minimized(
         self, hidden_BTD: Tensor, targets_BT: Tensor, z_weight: float

@@ -1,1 +1,5 @@
-"""A grid of runs under identical conditions: plan, run, statistics, report."""
+"""Comparing placements: a grid of runs, statistics, a report."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result
-from hybridnorm.train.metrics import Row
+from hybridnorm.train.report import Row
 
 # Okabe & Ito: distinguishable with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

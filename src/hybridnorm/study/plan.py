@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from hybridnorm.errors import HybridNormError, naming, nearest
-from hybridnorm.placement import Placement, placement
-from hybridnorm.tables import build
-from hybridnorm.train.config import Recipe
-from hybridnorm.train.recipe import load_recipe, read_toml
+from hybridnorm.placements import Placement, placement
+from hybridnorm.recipe import Recipe, load_recipe, read_toml
+from hybridnorm.strict_toml import build
 
 
 @dataclass(frozen=True, kw_only=True)

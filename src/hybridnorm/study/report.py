@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybridnorm.placement.drawing import drawing_svg
+from hybridnorm.placements.show import drawing_svg
+from hybridnorm.strict_toml import to_table
 from hybridnorm.study.figures import figures, save_figures, svg
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result, arm_columns, arms, runs_text
-from hybridnorm.tables import to_table
 
 _STYLE = """
 :root { color-scheme: light dark; }

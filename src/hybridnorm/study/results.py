@@ -12,7 +12,7 @@ from rich.table import Table
 from hybridnorm.errors import HybridNormError
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.statistics import Comparison, compare
-from hybridnorm.train.metrics import Metrics, read_metrics
+from hybridnorm.train.report import Metrics, read_metrics
 
 _SEED = "seed"
 

@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from hybridnorm.data.pool import cores
+from hybridnorm.data import cores
 from hybridnorm.errors import HybridNormError
+from hybridnorm.recipe import dump_recipe, load_recipe
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import Result, read_results, results_table
-from hybridnorm.train.metrics import read_metrics
-from hybridnorm.train.progress import clock
-from hybridnorm.train.recipe import dump_recipe, load_recipe
+from hybridnorm.train.report import clock, read_metrics
 
 _POLL = 0.5  # seconds
 
@@ -33,7 +32,7 @@ class _Job:
     process: subprocess.Popen[bytes]
 
 
-def carry_out(study: Study, folder: Path, *, jobs: int, command: str) -> None:
+def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
     """Run what is not finished, then print the table and write results.csv and report.html.
 
     Raises:
@@ -78,19 +77,23 @@ def _claim(study: Study, folder: Path, command: str) -> None:
 
 def _prepare_data(study: Study, console: Console) -> None:
     """Once, before several processes would do it at the same time."""
-    from hybridnorm.data.prepare import prepare
+    from hybridnorm.data import open_data
 
     for config in {run.recipe.data for run in study.runs}:
-        prepare(config, console=console)
+        open_data(config, console=console)
 
 
 def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
     """The study with one choice of dtype and compilation for all runs, the first run's."""
-    from hybridnorm.data.prepare import prepare
-    from hybridnorm.placement import placement
-    from hybridnorm.train.choices import as_before, set_threads, settle
-    from hybridnorm.train.run import with_vocabulary
-    from hybridnorm.train.world import pick_device
+    from hybridnorm.data import open_data
+    from hybridnorm.placements import placement
+    from hybridnorm.train import (
+        keep_choices,
+        pick_device,
+        resolve_auto,
+        set_threads,
+        with_vocabulary,
+    )
 
     first = study.runs[0]
     recorded = folder / "recipes" / f"{first.name}.toml"
@@ -99,13 +102,13 @@ def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
     else:
         set_threads(_threads(jobs))
         recipe = with_vocabulary(
-            first.recipe, prepare(first.recipe.data, console=console).tokenizer
+            first.recipe, open_data(first.recipe.data, console=console).tokenizer
         )
         device = pick_device(recipe.train.device)
-        chosen, reasons = settle(recipe, placement(recipe.model.placement), device)
+        chosen, reasons = resolve_auto(recipe, placement(recipe.model.placement), device)
         for reason in reasons:
             console.print(reason, highlight=False, soft_wrap=True)
-    runs = [replace(run, recipe=as_before(run.recipe, chosen)) for run in study.runs]
+    runs = [replace(run, recipe=keep_choices(run.recipe, chosen)) for run in study.runs]
     return replace(study, runs=runs)
 
 

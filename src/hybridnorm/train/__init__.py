@@ -1,1 +1,5 @@
-"""Pretraining: recipe, optimizer, schedule, checkpoints, guard, metrics, the loop."""
+"""Pretraining: from a recipe to a run directory."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

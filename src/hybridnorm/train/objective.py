@@ -4,22 +4,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hybridnorm.model.moe import load_balance
-from hybridnorm.model.transformer import Transformer
-from hybridnorm.train.config import TrainConfig
-from hybridnorm.train.feed import Batch
+from hybridnorm.model import Transformer, load_balance
+from hybridnorm.recipe import TrainConfig
+from hybridnorm.train.batches import Batch
 from hybridnorm.train.world import World
 
 
 class Objective(NamedTuple):
     """Scalars of one micro-batch by name."""
 
-    minimized: Tensor
+    total: Tensor
     """The sum of the terms."""
     terms: dict[str, Tensor]
     """Weighted, for the record."""
     watched: dict[str, Tensor]
-    """What is not minimized."""
+    """What is not total."""
 
 
 def objective(model: Transformer, batch: Batch, config: TrainConfig, world: World) -> Objective:
@@ -29,7 +28,7 @@ def objective(model: Transformer, batch: Batch, config: TrainConfig, world: Worl
     if config.z_loss:
         terms["z_loss"] = config.z_loss * losses.z
     if losses.routing is None:
-        return Objective(losses.minimized, terms, {})
+        return Objective(losses.total, terms, {})
     routing = losses.routing
     n_assigned = batch.input_ids.numel() * model.config.top_k
     dropped = (n_assigned - routing.counts.sum(-1)).sum()
@@ -45,5 +44,5 @@ def objective(model: Transformer, batch: Batch, config: TrainConfig, world: Worl
         "router_entropy": routing.entropy.mean(),
         "dropped_tokens": dropped,
     }
-    minimized = sum(of_routers.values(), losses.minimized)
-    return Objective(minimized, terms | of_routers, watched)
+    total = sum(of_routers.values(), losses.total)
+    return Objective(total, terms | of_routers, watched)

@@ -6,25 +6,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hybridnorm.data.manifest import verify
-from hybridnorm.data.prepare import prepare
-from hybridnorm.data.tokenizer import load_tokenizer
+from hybridnorm.data import load_tokenizer, open_data, verify
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model.generate import generate
-from hybridnorm.model.initialization import initialize
-from hybridnorm.model.parallelize import parallelize
-from hybridnorm.model.transformer import Transformer
-from hybridnorm.placement import Placement, placement
-from hybridnorm.train.choices import as_before, set_threads, settle
-from hybridnorm.train.config import Recipe
-from hybridnorm.train.groups import decay_groups, decay_table
+from hybridnorm.model import Transformer, generate, parallelize
+from hybridnorm.placements import Placement, placement
+from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
+from hybridnorm.train.checkpoint import list_checkpoints
+from hybridnorm.train.loop import Trainer
+from hybridnorm.train.optim import decay_groups, decay_table
 from hybridnorm.train.preflight import preflight
-from hybridnorm.train.recipe import load_recipe
-from hybridnorm.train.report import Report
-from hybridnorm.train.retention import list_checkpoints
-from hybridnorm.train.rundir import check_run_dir, describe_run, load_run
-from hybridnorm.train.trackers import check_installed
-from hybridnorm.train.trainer import Trainer
+from hybridnorm.train.report import Report, check_installed
+from hybridnorm.train.run_dir import check_run_dir, describe_run, load_run
 from hybridnorm.train.world import World, open_world
 
 
@@ -48,13 +41,13 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
     """`train` on ranks that are joined already; every rank calls it."""
     console = Console(quiet=not world.is_main)
     chosen = placement(recipe.model.placement)
-    data = world.on_main(lambda: prepare(recipe.data, console=console))
-    world.gather(lambda: verify(data, *world.share))
+    data = world.on_main(lambda: open_data(recipe.data, console=console))
+    world.gather(lambda: verify(data, *world.node_share))
     recipe = with_vocabulary(recipe, data.tokenizer)
     threads = set_threads(recipe.train.threads)
     if resume:
-        recipe = as_before(recipe, load_recipe(run_dir / "recipe.toml"))
-    recipe, reasons = world.on_main(lambda: settle(recipe, chosen, world.device, world.size))
+        recipe = keep_choices(recipe, load_recipe(run_dir / "recipe.toml"))
+    recipe, reasons = world.on_main(lambda: resolve_auto(recipe, chosen, world.device, world.size))
     model = build_model(recipe, chosen, world)
     trainer = Trainer(recipe, model, data, run_dir, world)
     resuming = resume and world.on_main(lambda: bool(list_checkpoints(run_dir)))
@@ -145,5 +138,5 @@ def build_model(recipe: Recipe, placement: Placement, world: World) -> Transform
         compile_blocks=recipe.train.compile == "on",
     )
     model.to_empty(device=world.device)
-    initialize(model, recipe.seed)
+    model.initialize(recipe.seed)
     return model

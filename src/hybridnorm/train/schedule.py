@@ -2,7 +2,7 @@
 
 import math
 
-from hybridnorm.train.config import ScheduleConfig
+from hybridnorm.recipe import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps: int) -> float:

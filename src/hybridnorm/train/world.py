@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model.parallelize import MESH_DIMENSIONS
-from hybridnorm.train.config import ParallelConfig
+from hybridnorm.model import MESH_DIMENSIONS
+from hybridnorm.recipe import ParallelConfig
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class World:
         return self.rank == 0
 
     @property
-    def share(self) -> tuple[int, int]:
+    def node_share(self) -> tuple[int, int]:
         """This rank among those of its node, and their number; (0, 1) where nobody says it."""
         if self.mesh is None or "LOCAL_WORLD_SIZE" not in os.environ:  # torchrun sets it
             return 0, 1

@@ -1,0 +1,263 @@
+"""Text to a folder of token shards, in parallel, restartable, the same whatever the workers.
+
+prepared/demo-bpe4096-1a2b3c4d/manifest.json     written last: dtype, counts, checksums, tokenizer
+prepared/demo-bpe4096-1a2b3c4d/train-00000.bin   token ids, little-endian, documents end to end
+prepared/demo-bpe4096-1a2b3c4d/tokenizer.json
+prepared/demo-bpe4096-1a2b3c4d/unfinished/       while it is made: the plan, and a record per unit
+"""
+
+import itertools
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from hybridnorm.data.config import DataConfig, PrepareConfig
+from hybridnorm.data.manifest import (
+    MANIFEST,
+    SPLITS,
+    VERSION,
+    Prepared,
+    checksum,
+    open_prepared,
+    read_manifest,
+    report,
+    write_json,
+)
+from hybridnorm.data.prepare.documents import Tally
+from hybridnorm.data.prepare.formats import lines_before
+from hybridnorm.data.prepare.inputs import Source, Unit, cut_units, find_sources, size_of
+from hybridnorm.data.prepare.plan import PLAN, WORK, claimed, make_plan, name_of
+from hybridnorm.data.prepare.pool import cores, mapped
+from hybridnorm.data.prepare.progress import PrepareProgress
+from hybridnorm.data.prepare.shards import (
+    Job,
+    Record,
+    digest_unit,
+    dtype_of,
+    read_record,
+    tokenize_unit,
+)
+from hybridnorm.data.tokenizer import (
+    ByteTokenizer,
+    copy_tokenizer,
+    load_tokenizer,
+    tokenizer_file,
+    train_bpe,
+)
+from hybridnorm.errors import HybridNormError
+
+
+def open_data(config: DataConfig, *, console: Console) -> Prepared:
+    """The prepared folders of a recipe; its source is prepared if it is not yet.
+
+    Raises:
+        HybridNormError: a missing or corrupt source, tokenizer or prepared folder, no text in a
+            split, or a cache that cannot be written.
+    """
+    if config.prepared:
+        return open_prepared([Path(folder) for folder in config.prepared], config.weights)
+    sources = find_sources([config.source])
+    folder = Path(config.cache) / name_of(config, make_plan(sources, config))
+    known = (folder / MANIFEST).exists()
+    manifest = prepare_folder(sources, folder, config, workers=cores(), console=console)
+    if not known:
+        console.print(report(folder, manifest))
+    return open_prepared([folder])
+
+
+def prepare_folder(
+    sources: Sequence[Source], out: Path, config: PrepareConfig, *, workers: int, console: Console
+) -> dict[str, Any]:
+    """Prepare `sources` into the folder `out`, or go on where that was left off.
+
+    Returns:
+        The folder's manifest.
+
+    Raises:
+        HybridNormError: bad input, a folder that holds something else, or a disk that cannot be
+            written.
+    """
+    plan = make_plan(sources, config)
+    try:
+        with claimed(out, plan, console):
+            if not (out / MANIFEST).exists():
+                _make(sources, out, config, plan, workers, console)
+        manifest = read_manifest(out)
+    except OSError as error:
+        raise HybridNormError(
+            f"cannot write {out}: {error.strerror}; what is finished is kept, and the same command "
+            "continues"
+        ) from None
+    if config.bad_lines == "fail" and (lines := manifest["counts"]["first_corrupt"]):
+        raise _fatal(lines[0])
+    return manifest
+
+
+def _make(
+    sources: Sequence[Source],
+    out: Path,
+    config: PrepareConfig,
+    plan: dict[str, Any],
+    workers: int,
+    console: Console,
+) -> None:
+    work = out / WORK
+    work.mkdir(exist_ok=True)
+    for left in work.glob("*.part"):
+        left.unlink()
+    write_json(work / PLAN, plan)
+    try:
+        units = cut_units(sources)
+        with PrepareProgress(console) as progress:
+            repeated = _repeated(units, config, workers, progress)
+            jobs = [Job(*job) for job in zip(itertools.count(), units, repeated)]
+            jobs = _with_both_splits(jobs, config)
+            _save_tokenizer(out, jobs, config, progress)
+            records = _tokenize(out, jobs, config, workers, progress)
+    except HybridNormError:
+        if not any(work.glob("[0-9]*.json")):
+            shutil.rmtree(out, ignore_errors=True)  # nothing to continue
+        raise
+    write_json(out / MANIFEST, _manifest(out, plan, records))
+    shutil.rmtree(work)
+
+
+def _repeated(
+    units: Sequence[Unit], config: PrepareConfig, workers: int, progress: PrepareProgress
+) -> list[bytes]:
+    """For each unit, a byte per document: whether an equal one came before."""
+    if not config.dedup or not units:
+        return [b""] * len(units)
+    found = []
+    with mapped(partial(digest_unit, config), units, workers) as results:
+        for unit_digests, tally in progress.follow("looking for duplicates", units, results):
+            _refuse_corrupt(tally, config)
+            found.append(unit_digests)
+    ends = np.cumsum([len(part) for part in found])
+    digests = np.concatenate(found)
+    found.clear()  # tens of millions of documents are hundreds of megabytes
+    repeated = np.ones(len(digests), dtype=bool)
+    parts = digests.view(np.uint8)[::16] >> 4  # sorted part by part, which takes less memory
+    for part in range(16):
+        places = np.flatnonzero(parts == part)
+        repeated[places[np.unique(digests[places], return_index=True)[1]]] = False
+    return [part.tobytes() for part in np.split(repeated, ends[:-1])]
+
+
+def _with_both_splits(jobs: list[Job], config: PrepareConfig) -> list[Job]:
+    """The jobs; where the hashes leave a split empty, the last one with text holds out its end.
+
+    Looks no further than the first document on each side.
+    """
+    sides, last = set[bool](), 0
+    for job in jobs:
+        for document in job.documents(config, Tally()):
+            sides.add(document.held_out)
+            last = job.number
+            if len(sides) == 2:
+                return jobs
+    return [job._replace(holds_tail=job.number == last) for job in jobs]
+
+
+def _save_tokenizer(
+    out: Path, jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgress
+) -> None:
+    if tokenizer_file(out).exists():
+        return
+    work = out / WORK
+    if config.tokenizer == "byte":
+        ByteTokenizer().save(work)
+    elif config.tokenizer == "bpe":
+        train_bpe(_sample(jobs, config, progress), config.tokenizer_vocab_size).save(work)
+    else:
+        copy_tokenizer(Path(config.tokenizer), work)
+    file = tokenizer_file(work)
+    file.rename(out / file.name)
+
+
+def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgress) -> Iterator[str]:
+    """Training documents up to the limit: the first ones of every unit, by its size."""
+    units = [job.unit for job in jobs]
+    total = sum(map(size_of, units))
+    for job in progress.follow("training the tokenizer", units, jobs):
+        left = config.tokenizer_train_bytes * size_of(job.unit) / total
+        tally = Tally()
+        for document in job.documents(config, tally):
+            if left <= 0:
+                break
+            if not document.held_out:
+                left -= len(document.text.encode())
+                yield document.text
+        _refuse_corrupt(tally, config)
+
+
+def _tokenize(
+    out: Path,
+    jobs: Sequence[Job],
+    config: PrepareConfig,
+    workers: int,
+    progress: PrepareProgress,
+) -> list[Record]:
+    """The record of every unit; those found intact are not made again."""
+    records = {job.number: record for job in jobs if (record := read_record(out, job.number))}
+    missing = [job for job in jobs if job.number not in records]
+    for record in records.values():
+        _refuse_corrupt(record.tally, config)
+    with mapped(partial(tokenize_unit, out, config), missing, workers) as results:
+        units = [job.unit for job in missing]
+        for job, record in zip(missing, progress.follow("tokenizing", units, results), strict=True):
+            _refuse_corrupt(record.tally, config)
+            records[job.number] = record
+    return [records[job.number] for job in jobs]
+
+
+def _refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
+    if config.bad_lines == "fail" and tally.corrupt:
+        raise _fatal(_located(tally)[0])
+
+
+def _fatal(line: str) -> HybridNormError:
+    return HybridNormError(f"{line}; bad_lines = skip passes over such lines")
+
+
+def _located(tally: Tally) -> list[str]:
+    return [
+        f"{piece.path}: line {lines_before(piece) + bad.line}: {bad.reason}"
+        for piece, bad in tally.first_corrupt
+    ]
+
+
+def _manifest(out: Path, plan: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    tally = Tally()
+    for record in records:
+        tally += record.tally
+    splits = {}
+    for name in SPLITS:
+        shards = [record.shards[name] for record in records if name in record.shards]
+        if not shards:
+            shutil.rmtree(out, ignore_errors=True)  # to go on would end here again
+            source = plan["inputs"][0][0] if plan["inputs"] else out.name
+            raise HybridNormError(f"{source}: the {name} split is empty; add text")
+        totals = {k: sum(vars(s)[k] for s in shards) for k in ("tokens", "documents", "text_bytes")}
+        files = [{k: vars(s)[k] for k in ("file", "tokens", "sha256")} for s in shards]
+        splits[name] = {**totals, "shards": files}
+    tokenizer, file = load_tokenizer(out), tokenizer_file(out)
+    return {
+        "version": VERSION,
+        "dtype": dtype_of(tokenizer).str,
+        "tokenizer": {
+            "file": file.name,
+            "sha256": checksum(file),
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_document": tokenizer.end_of_document,
+        },
+        "splits": splits,
+        "counts": {**asdict(tally), "first_corrupt": _located(tally)},
+        "plan": plan,
+    }

@@ -1,0 +1,80 @@
+"""What determines the content of a prepared folder, and who may write it."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hybridnorm.data.config import DataConfig, PrepareConfig
+from hybridnorm.data.manifest import MANIFEST, VERSION, checksum, read_manifest
+from hybridnorm.data.prepare.inputs import Source
+from hybridnorm.data.tokenizer import load_tokenizer, tokenizer_file
+from hybridnorm.errors import HybridNormError
+
+WORK = "unfinished"
+PLAN = "plan.json"
+
+
+def make_plan(sources: Sequence[Source], config: PrepareConfig) -> dict[str, Any]:
+    """Everything that determines the content."""
+    # Corrupt lines are no part of it: units without any are the same whether they are fatal.
+    names = {f.name for f in fields(PrepareConfig)} - {"bad_lines"}
+    settings = {name: getattr(config, name) for name in sorted(names)}
+    if config.tokenizer not in ("bpe", "byte"):
+        load_tokenizer(Path(config.tokenizer))
+        settings["tokenizer"] = checksum(tokenizer_file(Path(config.tokenizer)))
+    stats = [(path, path.stat()) for source in sources for path in source.files]
+    inputs = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return {"version": VERSION, **settings, "inputs": inputs}
+
+
+def name_of(config: DataConfig, plan: dict[str, Any]) -> str:
+    """A readable name and a hash of everything that determines the content."""
+    kind = Path(config.tokenizer).stem
+    size = config.tokenizer_vocab_size if config.tokenizer == "bpe" else ""
+    digest = hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:8]
+    stem = "".join(c if c.isalnum() else "-" for c in Path(config.source).stem)
+    return f"{stem}-{kind}{size}-{digest}"
+
+
+@contextlib.contextmanager
+def claimed(out: Path, plan: dict[str, Any], console: Console) -> Iterator[None]:
+    """Hold the folder against other processes; refuse one that holds something else."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out, os.O_RDONLY)
+    try:
+        _lock(lock, out, console)
+        if (out / MANIFEST).exists():
+            _check_same(out, read_manifest(out)["plan"], plan)
+        elif (out / WORK / PLAN).exists():
+            _check_same(out, json.loads((out / WORK / PLAN).read_text(encoding="utf-8")), plan)
+        elif any(child.name != WORK for child in out.iterdir()):
+            raise HybridNormError(
+                f"{out} is not empty and not a prepared folder; name another, or delete it"
+            )
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, out: Path, console: Console) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.print(f"waiting for another process that prepares {out}", soft_wrap=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _check_same(out: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
+    if different := [name for name in plan if found.get(name) != plan[name]]:
+        raise HybridNormError(
+            f"{out} holds another preparation (other {', '.join(different)}); name another folder "
+            "or delete it"
+        )

@@ -1,0 +1,16 @@
+from .config import ModelConfig as ModelConfig
+from .config import preset as preset
+from .flops import ParameterCounts as ParameterCounts
+from .flops import block_matrices as block_matrices
+from .flops import expert_matrices as expert_matrices
+from .flops import flops_per_token as flops_per_token
+from .flops import norm_width as norm_width
+from .flops import parameter_counts as parameter_counts
+from .initialization import scheme as scheme
+from .kernels.chunks import chunk_rows as chunk_rows
+from .masks import document_ids as document_ids
+from .moe import load_balance as load_balance
+from .parallel import MESH_DIMENSIONS as MESH_DIMENSIONS
+from .parallel import parallelize as parallelize
+from .sampling import generate as generate
+from .transformer import Transformer as Transformer

@@ -1,0 +1,5 @@
+"""Normalization placements as data: vocabulary, table, grammar, equivalence. No torch."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

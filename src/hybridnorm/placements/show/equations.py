@@ -1,0 +1,122 @@
+"""The equations of a placement, generated from its data."""
+
+from typing import NamedTuple
+
+from hybridnorm.placements.show.symbols import Symbols
+from hybridnorm.placements.spec import AttentionSpec, FeedForwardSpec, Norm, Placement, Sublayer
+
+
+class Section(NamedTuple):
+    """Equations under a title such as `blocks 2..12`."""
+
+    title: str
+    lines: list[str]
+
+
+def equations(placement: Placement, n_layers: int = 12) -> list[Section]:
+    """The equations of a model of `n_layers`, from the token to the logits, then the symbols.
+
+    In a block, x is the stream that enters it and x' the one that leaves it.
+
+    Raises:
+        HybridNormError: no layers, or overrides that contradict each other.
+    """
+    symbols = Symbols(placement, n_layers)
+    entry = symbols.times(placement.embed_scale, "E[token]")
+    entry = _apply(symbols, placement.embed_norm, "embed_norm", entry)
+    read = _apply(symbols, placement.final(n_layers), "final_norm", "x")
+    return [
+        Section("embedding", [f"x = {entry}"]),
+        *(
+            Section(
+                group.title,
+                [
+                    *_attention(group.spec.attention, symbols),
+                    *_feed_forward(group.spec.feed_forward, symbols),
+                ],
+            )
+            for group in symbols.groups
+        ),
+        Section("head", [f"logits = {read} W_head"]),
+        Section("where", symbols.legend()),
+    ]
+
+
+def equations_text(placement: Placement, n_layers: int = 12) -> str:
+    """`equations` as plain text, titles flush left and equations indented."""
+    return "\n".join(
+        "\n".join([section.title, *(f"  {line}" for line in section.lines)])
+        for section in equations(placement, n_layers)
+    )
+
+
+def carried(spec: Sublayer, symbols: Symbols) -> str:
+    """What the residual of a sublayer carries: `x`, `N(y)`, `y + x`."""
+    stream = _stream(spec)
+    return {
+        "raw": stream,
+        "normed": _normed(spec, symbols),
+        "block_input": "x",
+        "raw+block_input": f"{stream} + x",
+    }[spec.skip]
+
+
+def residual_term(spec: Sublayer, symbols: Symbols) -> str:
+    """What the residual carries, scaled: `(2L)^¼·x`."""
+    term = carried(spec, symbols)
+    if spec.skip == "raw+block_input" and not spec.skip_scale.is_one:
+        term = f"({term})"
+    return symbols.times(spec.skip_scale, term)
+
+
+def _attention(spec: AttentionSpec, symbols: Symbols) -> list[str]:
+    """The projections where a norm sits on one of them, then the sublayer."""
+    read = _branch_input(spec, symbols)
+    lines = []
+    if any((spec.q_norm, spec.k_norm, spec.v_norm, spec.context_norm)):
+        norms = {"q": spec.q_norm, "k": spec.k_norm, "v": spec.v_norm}
+        for letter, norm in norms.items():
+            projection = f"{_factor(spec, read)} W_{letter}"
+            lines.append(f"{letter} = {_apply(symbols, norm, f'{letter}_norm', projection)}")
+        context = _apply(symbols, spec.context_norm, "context_norm", "c")
+        lines.append("c = softmax(RoPE(q) RoPE(k)ᵀ / √d_head) v")
+        lines.append(f"Attn({read}) = {context} W_o")
+    return [*lines, f"y = {_sum(spec, symbols, f'Attn({read})')}"]
+
+
+def _feed_forward(spec: FeedForwardSpec, symbols: Symbols) -> list[str]:
+    """The network where a norm sits inside it, then the sublayer."""
+    read = _branch_input(spec, symbols)
+    lines = []
+    if spec.mid_norm:
+        hidden = f"act({_factor(spec, read)} W_up)"
+        lines.append(f"FFN({read}) = {_apply(symbols, spec.mid_norm, 'mid_norm', hidden)} W_down")
+    return [*lines, f"x' = {_sum(spec, symbols, f'FFN({read})')}"]
+
+
+def _sum(spec: Sublayer, symbols: Symbols, branch: str) -> str:
+    """The residual sum, with the norms after the branch and after the sum."""
+    branch = _apply(symbols, spec.output_norm, "output_norm", branch)
+    total = f"{residual_term(spec, symbols)} + {symbols.times(spec.branch_scale, branch)}"
+    return _apply(symbols, spec.post_norm, "post_norm", total)
+
+
+def _stream(spec: Sublayer) -> str:
+    return "x" if isinstance(spec, AttentionSpec) else "y"
+
+
+def _normed(spec: Sublayer, symbols: Symbols) -> str:
+    return _apply(symbols, spec.input_norm, "input_norm", _stream(spec))
+
+
+def _apply(symbols: Symbols, norm: Norm | None, site: str, term: str) -> str:
+    return f"{symbols.norm(norm, site)}({term})" if norm else term
+
+
+def _branch_input(spec: Sublayer, symbols: Symbols) -> str:
+    return symbols.times(spec.input_scale, _normed(spec, symbols))
+
+
+def _factor(spec: Sublayer, read: str) -> str:
+    """A branch input as a factor of a product: a scaled one needs brackets."""
+    return read if spec.input_scale.is_one else f"({read})"

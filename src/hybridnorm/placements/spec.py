@@ -1,0 +1,282 @@
+"""The vocabulary: a normalization placement as data.
+
+A sublayer F (attention or feed-forward) is a function of the stream x, and of x_block, the stream
+at the entry of its block:
+
+    n  = input_norm(x)                                   # or x
+    b  = output_norm(F(input_scale * n))                 # or the bare branch
+    r  = {raw: x, normed: n, block_input: x_block, raw+block_input: x + x_block}[skip]
+    x' = post_norm(skip_scale * r + branch_scale * b)    # or the bare sum
+
+Everything here is immutable, validated when built, and free of torch.
+"""
+
+import math
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeVar, get_args
+
+from hybridnorm.errors import HybridNormError, nearest
+
+Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
+Axis = Literal["head", "full"]
+Skip = Literal["raw", "normed", "block_input", "raw+block_input"]
+Learned = Literal["none", "scalar", "channel"]
+Init = Literal["normal", "depth-scaled", "megatron", "deepnorm", "subln", "tiny"]
+
+
+def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `HybridNormError` naming `field` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise HybridNormError(f"{field}: unknown value {value!r}; {nearest(str(value), choices)}")
+
+
+_MAX_POWER = 4.0  # the literature stays below 1, and large powers overflow
+_MAX_VALUE = 1e9
+
+
+def _check_size(field: str, value: float, largest: float) -> None:
+    # Written so that NaN fails.
+    if not abs(value) <= largest:
+        raise HybridNormError(
+            f"{field}: must be a number from -{largest} to {largest}, got {value}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A factor: `value * (l+1)^layer_power * L^depth_power * d_model^width_power`.
+
+    l is the block's index from 0, L the number of blocks. Where `learned`, this is the initial
+    value of a scalar, or of one entry per channel.
+    """
+
+    value: float = 1.0
+    layer_power: float = 0.0
+    depth_power: float = 0.0
+    width_power: float = 0.0
+    learned: Learned = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("learned", self.learned, get_args(Learned))
+        _check_size("value", self.value, _MAX_VALUE)
+        for name in ("layer_power", "depth_power", "width_power"):
+            _check_size(name, getattr(self, name), _MAX_POWER)
+
+    @property
+    def is_one(self) -> bool:
+        return self == Scale()
+
+    def at(self, layer: int, n_layers: int, d_model: int) -> float:
+        """The factor as a number for block `layer` (from 0) of `n_layers`."""
+        return self.value * math.prod(
+            (
+                math.pow(layer + 1, self.layer_power),
+                math.pow(n_layers, self.depth_power),
+                math.pow(d_model, self.width_power),
+            )
+        )
+
+
+ONE = Scale()
+HEAD_NORMS = ("q_norm", "k_norm", "v_norm", "context_norm")
+"""The fields whose norms act on heads, one by one or (`axis = "full"`) all together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A normalization. `eps` None takes the model's; `axis` matters only inside attention."""
+
+    kind: Kind = "rms"
+    affine: bool = True
+    gain_init: Scale = ONE
+    zero_centered: bool = False
+    eps: float | None = None
+    axis: Axis = "head"
+    alpha_init: float = 0.5
+
+    @property
+    def has_bias(self) -> bool:
+        return self.affine and self.kind in ("layer", "dyt", "derf")
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, get_args(Kind))
+        check_choice("axis", self.axis, get_args(Axis))
+        if self.gain_init.learned != "none":
+            raise HybridNormError(
+                "gain_init: a gain is learned already; set only its initial value"
+            )
+        if not self.affine and (self.zero_centered or not self.gain_init.is_one):
+            raise HybridNormError("affine: a norm without a gain has no gain_init or zero_centered")
+        if self.kind in ("dyt", "derf") and not self.affine:
+            raise HybridNormError(f"affine: {self.kind} always has its gain and bias")
+        _check_size("alpha_init", self.alpha_init, _MAX_VALUE)
+        if self.eps is not None and not 0 <= self.eps < math.inf:
+            raise HybridNormError(f"eps: must be finite and not negative, got {self.eps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sublayer:
+    """Norms, scales and skip around one branch (the four lines at the top of this file)."""
+
+    input_norm: Norm | None = None
+    input_scale: Scale = ONE
+    output_norm: Norm | None = None
+    skip: Skip = "raw"
+    skip_scale: Scale = ONE
+    branch_scale: Scale = ONE
+    post_norm: Norm | None = None
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """By field name."""
+        return {name: getattr(self, name) for name in ("input_scale", "skip_scale", "branch_scale")}
+
+    def __post_init__(self) -> None:
+        check_choice("skip", self.skip, get_args(Skip))
+        if self.skip == "normed" and self.input_norm is None:
+            raise HybridNormError("skip: 'normed' carries the input norm, so it needs input_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec(Sublayer):
+    """The attention sublayer; its inner norms act before RoPE, the context norm before W_o."""
+
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    v_norm: Norm | None = None
+    context_norm: Norm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardSpec(Sublayer):
+    """The feed-forward (or MoE) sublayer; `mid_norm` acts on the hidden activation."""
+
+    mid_norm: Norm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSpec:
+    """What one block does: its attention sublayer, then its feed-forward sublayer."""
+
+    attention: AttentionSpec
+    feed_forward: FeedForwardSpec
+
+
+Patch = tuple[tuple[str, object], ...]
+_Spec = TypeVar("_Spec", AttentionSpec, FeedForwardSpec)
+_SELECTOR = re.compile(
+    r"(?P<edge>first|last)(?: (?P<count>[1-9]\d*)| (?P<percent>\d+(?:\.\d+)?)%)?"
+    r"|every (?P<period>[1-9]\d*)"
+    r"|blocks (?P<listed>[1-9]\d*(?:, ?[1-9]\d*)*)",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """Fields replaced in the blocks that `layers` selects.
+
+    `layers`: "first", "first 3", "first 25%" (rounded down), "last", "last 2", "every 4"
+    (blocks 4, 8, ...), "blocks 2, 5". Blocks are counted from 1, over the whole model.
+    """
+
+    layers: str
+    attention: Patch = ()
+    feed_forward: Patch = ()
+
+    def __post_init__(self) -> None:
+        match = _SELECTOR.fullmatch(self.layers)
+        if match is None or float(match["percent"] or 0) > 100:
+            raise HybridNormError(
+                f"layers: cannot read {self.layers!r}; write first, first 3, first 25%, "
+                "last, last 2, every 4 or blocks 2, 5"
+            )
+        for name in ("attention", "feed_forward"):
+            # The order of a patch means nothing, so equal patches should compare equal.
+            patch = sorted(getattr(self, name), key=lambda item: item[0])
+            object.__setattr__(self, name, tuple(patch))
+
+    def selects(self, layer: int, n_layers: int) -> bool:
+        match = _SELECTOR.fullmatch(self.layers)
+        assert match is not None
+        if match["listed"]:
+            return layer + 1 in map(int, match["listed"].split(","))
+        if match["period"]:
+            return (layer + 1) % int(match["period"]) == 0
+        count = int(match["count"] or 1)
+        if match["percent"]:
+            count = int(float(match["percent"]) / 100 * n_layers + 1e-9)
+        return layer < count if match["edge"] == "first" else layer >= n_layers - count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where every norm of a decoder-only transformer sits, and what its residual carries.
+
+    `final_norm` is used where the last sublayer has no post-norm (`final` decides). `init` names
+    the initialization the strategy was published with (model/initialization.py); `aliases` are
+    other names it is known by.
+    """
+
+    name: str
+    title: str = ""
+    attention: AttentionSpec = AttentionSpec()
+    feed_forward: FeedForwardSpec = FeedForwardSpec()
+    overrides: tuple[Override, ...] = ()
+    embed_norm: Norm | None = None
+    embed_scale: Scale = ONE
+    final_norm: Norm | None = Norm()
+    init: Init = "normal"
+    source: str = ""
+    note: str = ""
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("init", self.init, get_args(Init))
+        if self.embed_scale.layer_power:
+            raise HybridNormError(
+                "embed_scale.layer_power: the embedding is in no block; remove it"
+            )
+        # A broken override must fail when the placement is read, not when the model is built.
+        for i, override in enumerate(self.overrides):
+            _patched(self.attention, override.attention, f"overrides[{i}].attention")
+            _patched(self.feed_forward, override.feed_forward, f"overrides[{i}].feed_forward")
+
+    def block(self, layer: int, n_layers: int) -> BlockSpec:
+        """The spec of block `layer` (from 0) of `n_layers`, overrides applied in order.
+
+        Raises:
+            HybridNormError: the overrides contradict each other in this block.
+        """
+        if not 0 <= layer < n_layers:
+            raise HybridNormError(f"layer {layer} is not one of {n_layers} blocks")
+        attention, feed_forward = self.attention, self.feed_forward
+        for override in self.overrides:
+            if override.selects(layer, n_layers):
+                where = f"overrides: in block {layer + 1} of {n_layers}, "
+                attention = _patched(attention, override.attention, f"{where}attention")
+                feed_forward = _patched(feed_forward, override.feed_forward, f"{where}feed_forward")
+        return BlockSpec(attention=attention, feed_forward=feed_forward)
+
+    def final(self, n_layers: int) -> Norm | None:
+        """The norm before the head: a last sublayer that ends in a post-norm needs no second one.
+
+        It depends on that sublayer, not on what the placement is called: HybridNorm in its
+        post-norm spelling still ends in a branch, so it keeps the final norm.
+        """
+        last = self.block(n_layers - 1, n_layers).feed_forward
+        return None if last.post_norm else self.final_norm
+
+
+def _patched(spec: _Spec, patch: Patch, where: str) -> _Spec:
+    try:
+        return replace(spec, **dict(patch)) if patch else spec  # type: ignore[arg-type]
+    except HybridNormError as error:
+        raise HybridNormError(f"{where}.{error}") from None
+
+
+def norms_of(spec: object) -> dict[str, Norm]:
+    """The norms among a spec's fields, by field name."""
+    values = {f.name: getattr(spec, f.name) for f in fields(spec)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if isinstance(value, Norm)}

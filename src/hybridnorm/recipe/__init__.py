@@ -1,0 +1,5 @@
+"""Everything that determines a run: dataclasses, TOML files, the built-in recipes. No torch."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,99 @@
+"""A recipe: everything that determines a training run, as TOML files and overrides. No torch."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, get_origin
+
+import tomli_w
+
+from hybridnorm.errors import HybridNormError, naming, nearest
+from hybridnorm.model import preset
+from hybridnorm.recipe.config import Recipe
+from hybridnorm.strict_toml import build, check_field, to_table
+
+
+def builtin(folder: str = "") -> dict[str, Traversable]:
+    """The built-in recipes (or, with `folder` "studies", studies) by name."""
+    room = files("hybridnorm.recipe") / "builtin" / folder
+    found = [entry for entry in room.iterdir() if entry.name.endswith(".toml")]
+    return {entry.name.removesuffix(".toml"): entry for entry in found}
+
+
+def read_toml(name_or_path: str | Path, folder: str = "") -> dict[str, Any]:
+    """The table of a `.toml` file, or of a built-in recipe or study.
+
+    Raises:
+        HybridNormError: no such file or name, or not TOML.
+    """
+    text = str(name_or_path)
+    kind = "study" if folder else "recipe"
+    if text.endswith(".toml"):
+        source: Traversable = Path(text)
+    else:
+        known = builtin(folder)
+        if text not in known:
+            hint = nearest(text, known)
+            raise HybridNormError(f"{kind}: unknown name {text!r}; {hint}; or name a .toml file")
+        source = known[text]
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HybridNormError(f"{kind}: cannot read {text}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HybridNormError(f"{kind}: {text} is not TOML: {error}") from None
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """A recipe by built-in name or path, with dotted overrides such as `{"model.d_model": 64}`.
+
+    `[model] preset = "151M"` starts from one of the presets. A relative placement file is looked
+    for beside the recipe. An override of an array may be its one value.
+
+    Raises:
+        HybridNormError: an unknown name, or a field that is unknown, ill-typed or invalid; the
+            file is named where it is to blame.
+    """
+    table = read_toml(name_or_path)
+    with naming(name_or_path):
+        recipe = _recipe(table)
+    if overrides:
+        for dotted, value in overrides.items():
+            _assign(table, dotted, value)
+        recipe = _recipe(table)
+    beside = Path(name_or_path).parent / recipe.model.placement
+    if recipe.model.placement.endswith(".toml") and beside.is_file():
+        recipe = replace(recipe, model=replace(recipe.model, placement=str(beside)))
+    return recipe
+
+
+def _recipe(table: Mapping[str, Any]) -> Recipe:
+    model = table.get("model", {})
+    if isinstance(model, Mapping) and "preset" in model:
+        own = {name: value for name, value in model.items() if name != "preset"}
+        table = {**table, "model": {**to_table(preset(str(model["preset"]))), **own}}
+    return build(Recipe, table)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The full recipe as TOML; reading it again gives an equal recipe."""
+    return tomli_w.dumps(to_table(recipe))
+
+
+def _assign(table: dict[str, Any], dotted: str, value: object) -> None:
+    *path, name = dotted.split(".")
+    cls: Any = Recipe
+    for part in path:
+        check_field(part, cls.__dataclass_fields__, dotted)
+        cls = cls.__dataclass_fields__[part].type
+        table = table.setdefault(part, {})
+        if not is_dataclass(cls):
+            raise HybridNormError(f"{dotted}: unknown field; {part} has none")
+        if not isinstance(table, dict):
+            raise HybridNormError(f"{part}: expected a table, got {table!r}")
+    check_field(name, cls.__dataclass_fields__, dotted)
+    is_array = get_origin(cls.__dataclass_fields__[name].type) is tuple
+    table[name] = [value] if is_array and not isinstance(value, list | tuple) else value

@@ -1,0 +1,5 @@
+"""Checkpoints: complete or absent, and which of them are kept."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

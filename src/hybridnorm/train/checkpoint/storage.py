@@ -1,0 +1,202 @@
+"""Checkpoints: torch.distributed.checkpoint in safetensors files, complete or absent.
+
+    checkpoints/step-00000100/*.safetensors    weights and optimizer state; no pickle anywhere
+    checkpoints/step-00000100/checkpoint.json  step, what the run was, a checksum per file
+
+Every rank writes what it holds, under a temporary name; then the files are flushed to the disk and
+the folder is renamed. A kill at any moment leaves the previous checkpoint untouched. Any number of
+ranks, in any layout, reads what another wrote.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.train.checkpoint.retention import FOLDER, META, clear_partial, partial_path, prune
+from hybridnorm.train.optim import Optimizers, optimizer_state
+from hybridnorm.train.world import World
+
+State = dict[str, Tensor]
+
+
+def training_state(model: nn.Module, optimizer: Optimizers | None) -> State:
+    """The tensors to save or to load into: weights, and optimizer state by parameter name."""
+    weights = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+    return {**weights, **(optimizer_state(model, optimizer) if optimizer else {})}
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, in the background if asked, and drops superseded ones."""
+
+    def __init__(
+        self, run_dir: Path, world: World, *, keep: int, keep_every: int | None, background: bool
+    ) -> None:
+        self.run_dir, self.keep, self.keep_every = run_dir, keep, keep_every
+        self.world = world.with_own_group() if background else world
+        self._thread = ThreadPoolExecutor(1) if background else None
+        self._pending: Future[None] | None = None
+        world.on_main(lambda: clear_partial(run_dir))
+
+    def write(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        """Save `state` as it is now; a background write copies it first.
+
+        Raises:
+            HybridNormError: this or the previous checkpoint cannot be written.
+        """
+        self.finish()
+        if self._thread is None:
+            self._write(step, state, meta)
+        else:
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+            self._pending = self._thread.submit(self._write, step, copies, meta)
+
+    def finish(self) -> None:
+        """Wait for the background write; raises what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        save_checkpoint(self.run_dir, step, state, meta, self.world)
+        self.world.on_main(lambda: prune(self.run_dir, self.keep, self.keep_every))
+
+
+def save_checkpoint(
+    run_dir: Path, step: int, state: State, meta: dict[str, Any], world: World
+) -> Path:
+    """Write `state` and `meta` as the checkpoint of `step`; complete or absent.
+
+    Raises:
+        HybridNormError: the disk is full or not writable; earlier checkpoints are intact.
+    """
+    target = run_dir / FOLDER / f"step-{step:08d}"
+    partial = partial_path(target)
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def flush() -> dict[str, str]:
+        mine = sorted(partial.iterdir())[world.rank :: world.size]
+        for path in mine:
+            _flush(path)
+        return {path.name: checksum(path) for path in mine}
+
+    def publish(checksums: list[dict[str, str]]) -> None:
+        files = {name: digest for part in checksums for name, digest in part.items()}
+        record = {**meta, "step": step, "files": dict(sorted(files.items()))}
+        (partial / META).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _flush(partial / META)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        _flush(target.parent)
+
+    try:
+        world.on_main(begin)
+        with _quiet_single_process():
+            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+            save(
+                state,
+                storage_writer=writer,
+                process_group=world.group,
+                no_dist=world.mesh is None,
+            )
+        checksums = world.gather(flush)
+        world.on_main(lambda: publish(checksums))
+    except (OSError, SafetensorError, CheckpointException) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise HybridNormError(
+            f"checkpoint: cannot write {target}: {_root_cause(error)}; "
+            "earlier checkpoints are intact: make room and continue with --resume"
+        ) from None
+    return target
+
+
+def read_meta(checkpoint: Path) -> dict[str, Any]:
+    """What `checkpoint.json` says, after every file's checksum was verified.
+
+    Raises:
+        HybridNormError: a file is missing or damaged; it is named.
+    """
+    path = checkpoint / META
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name, digest in meta["files"].items():
+            path = checkpoint / name
+            if checksum(path) != digest:
+                raise HybridNormError(f"checkpoint: {path} is damaged (wrong checksum)")
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, HybridNormError):
+            raise
+        raise HybridNormError(f"checkpoint: {path} is missing or damaged") from None
+    return meta
+
+
+def load_checkpoint(checkpoint: Path, state: State, world: World | None = None) -> None:
+    """Fill the tensors of `state` in place, resharding where the layout differs.
+
+    Raises:
+        HybridNormError: the checkpoint holds other tensors, or of other shapes.
+    """
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    stored = set(reader.read_metadata().state_dict_metadata)
+    if not any(name.startswith("optimizer.") for name in state):
+        stored = {name for name in stored if name.startswith("model.")}
+    if unlike := stored ^ state.keys():
+        name = min(unlike)
+        what = "has" if name in stored else "lacks"
+        raise HybridNormError(
+            f"{checkpoint}: {what} the tensor {name!r}; it is of another model or optimizer"
+        )
+    try:
+        with _quiet_single_process():
+            load(state, storage_reader=reader, no_dist=world is None or world.mesh is None)
+    except CheckpointException as error:
+        raise HybridNormError(f"{checkpoint}: cannot load: {_root_cause(error)}") from None
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _root_cause(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0]
+
+
+@contextmanager
+def _quiet_single_process() -> Iterator[None]:
+    """torch warns that a single process saves alone, which is what we asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -1,0 +1,256 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGINT, SIGTERM, Signals, getsignal, signal
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from hybridnorm.data import Batches, Mixture, Prepared
+from hybridnorm.model import Transformer
+from hybridnorm.recipe import Recipe
+from hybridnorm.train.batches import MicroBatches
+from hybridnorm.train.checkpoint import (
+    CheckpointWriter,
+    latest_valid,
+    load_checkpoint,
+    read_meta,
+    training_state,
+)
+from hybridnorm.train.non_finite import SkipGuard
+from hybridnorm.train.objective import objective
+from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
+from hybridnorm.train.report import Report, SpeedMeter, SpikeMonitor, StepLog
+from hybridnorm.train.run_dir import check_identity, identity
+from hybridnorm.train.schedule import learning_rate
+from hybridnorm.train.world import World
+
+
+class Trainer:
+    """One run on one or many ranks: the loop, its evaluations and its checkpoints.
+
+    Every batch, and so every step, is a pure function of (data, seed, step): a run that is killed
+    and resumed continues with the losses it would have had. The host runs ahead of the device and
+    waits for it only at logging steps, evaluations and checkpoints.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: Transformer, data: Prepared, run_dir: Path, world: World
+    ) -> None:
+        self.recipe, self.config, self.run_dir, self.world = recipe, recipe.train, run_dir, world
+        self.model = model
+        self.optimizer = build_optimizer(model, recipe.optimizer)
+        train = self.config
+        tokens = Mixture(data, "train")
+        self.mix = [
+            (part.folder.name, weight, part.n_tokens)
+            for part, weight in zip(tokens.parts, data.weights, strict=True)
+        ]
+        batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
+        self.feed = MicroBatches(batches, world, train)
+        self.held_out = Mixture(data, "validation")
+        self.identity = identity(recipe, model, tokens.fingerprint)
+        self.guard = SkipGuard(train.max_skipped_steps)
+        self.log = StepLog(world)
+        self.spikes = {name: SpikeMonitor() for name in ("loss", "grad_norm")}
+        self.speed = SpeedMeter(model.config, train.seq_len, world.device, world.size)
+        self.step = 0
+        self.seconds = 0.0
+        self.val_loss: float | None = None
+        self.stop = False
+
+    def resume(self) -> list[str]:
+        """Load the newest undamaged checkpoint; return a line for each damaged one."""
+        path, meta, problems = self.world.on_main(lambda: latest_valid(self.run_dir, read_meta))
+        check_identity(meta, self.identity, path)
+        materialize(self.optimizer)
+        state = training_state(self.model, self.optimizer)
+        load_checkpoint(path, state, self.world)
+        restore(self.model, self.optimizer, state)
+        self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
+        self.guard.total, self.guard.in_row = meta["skipped_steps"]
+        self.spikes = {name: SpikeMonitor(state) for name, state in meta["spikes"].items()}
+        return problems
+
+    def run(self, report: Report) -> None:
+        """Train to the last step, or until SIGINT or SIGTERM; then save.
+
+        Raises:
+            DivergedError: too many steps in a row were not finite; none of them touched a weight.
+            HybridNormError: a checkpoint cannot be written.
+        """
+        writer = CheckpointWriter(
+            self.run_dir,
+            self.world,
+            keep=self.config.keep_checkpoints,
+            keep_every=self.config.keep_every,
+            background=self.config.async_checkpoints,
+        )
+        with self._stopping(report):
+            saved_at, stop, clock = self.step, False, time.perf_counter()
+            while self.step < self.config.steps and not stop:
+                lr = self._train_step()
+                stop = self.world.any(self.stop)
+                save = self._due(self.config.checkpoint_every)
+                if self._due(self.config.log_every) or save or stop:
+                    clock = self._report(lr, clock, report)
+                paused = time.perf_counter()
+                if self._due(self.config.eval_every):
+                    report.evaluation(self._evaluate())
+                # Among skipped steps the weights may be ruined: keep the checkpoint from before.
+                if save and not self.guard.in_row:
+                    self._save(writer)
+                    saved_at = self.step
+                clock += time.perf_counter() - paused
+            if saved_at != self.step:
+                self._save(writer)
+            writer.finish()
+        if self.step < self.config.steps:
+            report.event("interrupted", step=self.step)
+        else:
+            speed = self.step * self._tokens_per_step() / max(self.seconds, 1e-9)
+            report.event(
+                "finished",
+                step=self.step,
+                val_loss=self.val_loss,
+                seconds=self.seconds,
+                tokens_per_second=speed,
+                skipped_steps=self.guard.total,
+                **self._spike_scores(),
+            )
+
+    def _train_step(self) -> float:
+        """One optimizer step, skipped where the gradient is not finite; returns its rate."""
+        numbers = self._backward()
+        lr = learning_rate(
+            self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        grad_norm = _clip(self.model, self.recipe.optimizer.grad_clip)
+        step_unless(self.optimizer, ~torch.isfinite(grad_norm))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.log.add(**numbers, grad_norm=grad_norm)
+        return lr
+
+    def _backward(self) -> dict[str, Tensor]:
+        """Gradients of the step's batch; its loss terms and what is watched, detached."""
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(self.feed.step(self.step), start=1):
+            if isinstance(self.model, FSDPModule):
+                # Copies of the model (HSDP) exchange gradients once per step.
+                self.model.set_requires_all_reduce(index == self.feed.n_micro)
+            total, terms, watched = objective(self.model, batch, self.config, self.world)
+            (total / self.feed.n_micro).backward()  # type: ignore[no-untyped-call]
+            for name, number in (terms | watched).items():
+                part = number.detach() / self.feed.n_micro
+                sums[name] = sums[name] + part if name in sums else part
+        return sums
+
+    def _report(self, lr: float, clock: float, report: Report) -> float:
+        """Write a row of metrics about the steps since `clock`; returns the time of writing it.
+
+        Raises:
+            DivergedError: the run of skipped steps is too long.
+        """
+        steps = self.log.read()  # the host waits for the device here
+        now = time.perf_counter()
+        self.seconds += now - clock
+        first = self.step - len(steps) + 1
+        for step, numbers in enumerate(steps, start=first):
+            if self.guard.is_fatal(numbers["grad_norm"]):
+                error = self.guard.diverged(
+                    self.model, next(self.feed.step(step - 1)), step, numbers["loss"], self.world
+                )
+                report.event("diverged", step=step, reason=str(error))
+                raise error
+        for name, monitor in self.spikes.items():
+            monitor.update(numbers[name] for numbers in steps)
+        speed = len(steps) * self._tokens_per_step() / (now - clock)
+        report.train(
+            {
+                "step": self.step,
+                "tokens": self.step * self._tokens_per_step(),
+                **steps[-1],
+                "lr": lr,
+                "tokens_per_second": speed,
+                **self.speed.row(speed),
+                "seconds": self.seconds,
+                "skipped_steps": self.guard.total,
+                **self._spike_scores(),
+            }
+        )
+        return now
+
+    def _spike_scores(self) -> dict[str, float | None]:
+        return {f"{name}_spike_score": monitor.score for name, monitor in self.spikes.items()}
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Held-out loss in nats per token, its perplexity, and bits per byte of text."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        for batch, rows in self.feed.held_out(self.held_out, self.config.eval_sequences):
+            loss = self.model.loss(*batch)
+            sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # a forward pass alone leaves embedding and head whole
+        total, count = self.world.mean(sums).tolist()
+        loss = self.val_loss = total / count
+        return {
+            "step": self.step,
+            "tokens": self.step * self._tokens_per_step(),
+            "val_loss": loss,
+            "val_perplexity": math.exp(min(loss, 700.0)),
+            "val_bits_per_byte": loss / math.log(2) * self.held_out.tokens_per_byte,
+        }
+
+    def _save(self, writer: CheckpointWriter) -> None:
+        meta: dict[str, Any] = {
+            **self.identity,
+            "seconds": self.seconds,
+            "val_loss": self.val_loss,
+            "skipped_steps": (self.guard.total, self.guard.in_row),
+            "spikes": {name: monitor.state() for name, monitor in self.spikes.items()},
+        }
+        state = training_state(self.model, self.optimizer)
+        writer.write(self.step, state, meta)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _tokens_per_step(self) -> int:
+        return self.config.batch_size * self.config.seq_len
+
+    @contextmanager
+    def _stopping(self, report: Report) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into a stop after the step; a second one kills."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.stop = True
+            caught = Signals(number)
+            signal(caught, previous[caught])
+            report.note(f"{caught.name}: saving after this step")
+
+        previous = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
+        for number in previous:
+            signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal(number, handler)
+
+
+def _clip(model: nn.Module, limit: float) -> Tensor:
+    """Scale the gradients down to a global norm of at most `limit`; returns the norm before."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,1 @@
+from .overview import preflight as preflight

@@ -1,0 +1,137 @@
+"""What a run will do, on one screen, before it does it."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from hybridnorm.model import ModelConfig, ParameterCounts, flops_per_token, parameter_counts, scheme
+from hybridnorm.placements import Placement, stream_norms
+from hybridnorm.recipe import Recipe
+from hybridnorm.train.preflight.memory import memory_estimate
+from hybridnorm.train.preflight.misfits import Mix, epochs, misfits
+
+_PARTS_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Facts of a run by label, and where its recipe does not fit."""
+
+    rows: dict[str, str]
+    warnings: list[str]
+
+    def print(self, console: Console) -> None:
+        """One table, then one line per warning."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for label, text in self.rows.items():
+            table.add_row(label, text)
+        console.print(table, highlight=False)
+        for warning in self.warnings:
+            console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def preflight(
+    recipe: Recipe, placement: Placement, mix: Mix, world_size: int = 1, device: str = "cpu"
+) -> Preflight:
+    """What `recipe` (`in_steps`, with its vocabulary size) will do on `world_size` ranks.
+
+    Args:
+        device: its type.
+        mix: the training data as (name, weight, tokens).
+
+    Raises:
+        HybridNormError: no vocabulary size.
+    """
+    config, train, parallel = recipe.model, recipe.train, recipe.parallel
+    counts = parameter_counts(config, placement)
+    per_token = flops_per_token(config, train.seq_len)
+    per_step = train.batch_size * train.seq_len
+    tokens = train.steps * per_step
+    shard = parallel.shard or max(1, world_size // (parallel.replicate * parallel.tensor))
+    share = -(-train.batch_size // (parallel.replicate * shard))
+    micro = train.micro_batch_size or share
+    rows = {
+        "placement": f"{placement.title or placement.name}, "
+        f"{stream_norms(placement, config.n_layers)} norms on the stream of {config.n_layers} "
+        "blocks",
+        "init": f"{scheme(config, placement)}, standard deviation {config.sigma:.4f}",
+        "model": _shape(config),
+        "parameters": _parameters(counts),
+        "FLOPs": f"{_si(per_token)} per token, {_si(per_token * tokens)} in total",
+        "memory": _memory(recipe, placement, shard, micro, device),
+        "length": f"{train.steps:,} steps, {_si(tokens)} tokens, "
+        f"{tokens / counts.total:,.2f} per parameter",
+        "batch": f"{train.batch_size:,} sequences of {train.seq_len:,} = {per_step:,} tokens; "
+        f"per rank {-(-share // micro)} x {micro} sequences",
+        "optimizer": f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, "
+        f"{recipe.schedule.name}, {recipe.schedule.warmup_steps:,} steps of warm-up",
+        "data": _data(recipe, mix),
+        "layout": f"replicate {parallel.replicate} x shard {shard} x tensor {parallel.tensor}; "
+        f"{train.dtype}; activation checkpointing {parallel.activation_checkpointing}",
+    }
+    return Preflight(rows=rows, warnings=misfits(recipe, placement, mix))
+
+
+def _parameters(counts: ParameterCounts) -> str:
+    active = f", {_si(counts.active)} active" if counts.experts else ""
+    return f"{_si(counts.total)}{active} ({_si(counts.non_embedding)} without embeddings)"
+
+
+def _shape(config: ModelConfig) -> str:
+    return (
+        f"d_model {config.d_model}, {config.n_heads} heads ({config.kv_heads} for keys and values),"
+        f" d_ff {config.d_ff} ({config.activation}){_experts(config)}, vocabulary "
+        f"{config.vocab_size:,}"
+    )
+
+
+def _experts(config: ModelConfig) -> str:
+    if not config.n_experts:
+        return ""
+    shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
+    every = f" in one of {config.moe_every} blocks" if config.moe_every > 1 else ""
+    return (
+        f", {config.top_k} of {config.n_experts}{shared} experts of width "
+        f"{config.expert_width}{every}"
+    )
+
+
+def _memory(
+    recipe: Recipe, placement: Placement, shard: int, micro_batch_size: int, device: str
+) -> str:
+    estimate = memory_estimate(
+        recipe, placement, shard=shard, micro_batch_size=micro_batch_size, device=device
+    )
+    parts = (
+        f"{name} {_size(getattr(estimate, name))}"
+        for name in ("weights", "gradients", "optimizer", "activations", "working")
+    )
+    return f"about {_size(estimate.total)} per rank ({', '.join(parts)})"
+
+
+def _data(recipe: Recipe, mix: Mix) -> str:
+    total = sum(weight for _, weight, _ in mix)
+    lines = [
+        f"{name}: {weight / total:.1%}, {_si(size)} tokens, {times:,.2f} epochs"
+        for (name, weight, size), times in zip(mix, epochs(recipe, mix), strict=True)
+    ]
+    if len(lines) > _PARTS_SHOWN:
+        lines[_PARTS_SHOWN:] = [f"and {len(lines) - _PARTS_SHOWN} more"]
+    return "\n".join(lines)
+
+
+def _si(number: float) -> str:
+    """1234567 as 1.23M."""
+    for factor, prefix in zip((1e24, 1e21, 1e18, 1e15, 1e12, 1e9, 1e6), "YZEPTBM", strict=True):
+        if number >= factor:
+            return f"{number / factor:.3g}{prefix}"
+    return f"{number:,.0f}"
+
+
+def _size(n_bytes: float) -> str:
+    """Bytes as MiB, or as GiB from 1 GiB on."""
+    gib = n_bytes / 2**30
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{n_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,5 @@
+"""What a run says of itself: metrics, the screen, trackers, spikes, speed."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

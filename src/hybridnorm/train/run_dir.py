@@ -1,0 +1,132 @@
+"""A run directory: recipe.toml, placement.toml, environment.json, metrics.jsonl, checkpoints/."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from hybridnorm.data import copy_tokenizer
+from hybridnorm.errors import HybridNormError
+from hybridnorm.model import ModelConfig, Transformer
+from hybridnorm.placements import Placement, placement_from_dict, placement_to_dict
+from hybridnorm.recipe import Recipe, dump_recipe
+from hybridnorm.strict_toml import build, to_table
+from hybridnorm.train.checkpoint import (
+    choose_checkpoint,
+    load_checkpoint,
+    read_meta,
+    training_state,
+)
+from hybridnorm.train.environment import environment
+
+
+def check_run_dir(run_dir: Path, *, resume: bool) -> None:
+    """Refuse what a new or resumed run would spoil; writes nothing.
+
+    Raises:
+        HybridNormError: there is a run and `resume` is not set, there is none and it is, or the
+            directory holds something else.
+    """
+    is_run = (run_dir / "recipe.toml").exists()
+    if is_run and not resume:
+        raise HybridNormError(
+            f"{run_dir} holds a run already; continue it with --resume or name another --run-dir"
+        )
+    if resume and not is_run:
+        raise HybridNormError(f"{run_dir}: no run to resume here; start it without --resume")
+    if not is_run and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise HybridNormError(f"{run_dir} exists and is not a run; name another --run-dir")
+
+
+def describe_run(
+    run_dir: Path, recipe: Recipe, placement: Placement, data: Path, device: torch.device
+) -> None:
+    """Write what reproduces the run, its tokenizer included.
+
+    Raises:
+        HybridNormError: the directory cannot be written.
+    """
+    record = {**environment(device), "seed": recipe.seed}
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        copy_tokenizer(data, run_dir)
+        table = placement_to_dict(placement)
+        (run_dir / "placement.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+        (run_dir / "environment.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        # Last: a directory with a recipe is a run.
+        (run_dir / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    except OSError as error:
+        raise HybridNormError(
+            f"{run_dir}: cannot write a run here: {error.strerror}; name another --run-dir"
+        ) from None
+
+
+def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[str, Any]:
+    """What a resumed run must share with its checkpoint."""
+    shape = to_table(model.config)
+    del shape["placement"]  # its content counts, not what it is called
+    return {
+        "model": shape,
+        "placement": placement_to_dict(model.placement),
+        "data": data_fingerprint,
+        "order": {
+            "seed": recipe.seed,
+            "batch_size": recipe.train.batch_size,
+            "seq_len": recipe.train.seq_len,
+        },
+        "optimizer": {"name": recipe.optimizer.name},
+    }
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+    """Raise `HybridNormError` naming what differs between a checkpoint and this run."""
+    for part, name in (
+        ("model", "another model"),
+        ("placement", "another placement"),
+        ("data", "other data"),
+        ("order", "another data order"),
+        ("optimizer", "another optimizer"),
+    ):
+        before, after = saved.get(part), now[part]
+        if part == "placement":
+            before, after = _function(saved[part]), _function(now[part])
+        if before != after:
+            detail = _difference(before, after) if isinstance(before, dict) else ""
+            raise HybridNormError(
+                f"{checkpoint}: the checkpoint is of {name}{detail}; "
+                "resume with the recipe it was made with, or name another --run-dir"
+            )
+
+
+def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]]:
+    """The trained model of a run, float32 on the CPU, and a line per damaged checkpoint.
+
+    Args:
+        which: "last", "best" or a step.
+
+    Raises:
+        HybridNormError: not a run, or no such (or a damaged) checkpoint.
+    """
+    if not (run_dir / "recipe.toml").exists():
+        raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
+    checkpoint, meta, problems = choose_checkpoint(run_dir, which, read_meta)
+    placement = placement_from_dict(meta["placement"])
+    with torch.device("meta"):
+        model = Transformer(build(ModelConfig, meta["model"], "model"), placement)
+    model.to_empty(device="cpu")
+    load_checkpoint(checkpoint, training_state(model, None))
+    return model, problems
+
+
+def _function(placement: dict[str, Any]) -> dict[str, Any]:
+    """A placement's table without what merely describes it."""
+    described = ("name", "title", "source", "note", "aliases")
+    return {name: value for name, value in placement.items() if name not in described}
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    names = sorted(before.keys() | after.keys())
+    changed = [n for n in names if before.get(n) != after.get(n)]
+    return f" ({', '.join(f'{n} {before.get(n)}, now {after.get(n)}' for n in changed)})"

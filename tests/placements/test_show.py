@@ -1,0 +1,85 @@
+"""`hybridnorm show` as its user sees it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.placements import strategies
+from hybridnorm.placements.show.command import show
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize("name", strategies())
+def test_every_strategy_shows(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(name, tmp_path, 4)
+    printed = capsys.readouterr().out
+    for part in (strategies()[name].title, "x' = ", "logits = ", f"{name}.svg", f"{name}.png"):
+        assert part in printed.replace("\n", "") or part in printed
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.svg", f"{name}.png"}
+
+
+def test_the_command_shows_a_users_file(tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'title = "Mine [draft]"\n'
+        'attention = { q_norm = "rms", k_norm = "rms", v_norm = "rms", post_norm = "rms" }\n'
+    )
+    result = cli("show", path, "--out", tmp_path / "figures", "--n-layers", 6)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Mine [draft]\n")
+    assert "blocks 1..6\n" in result.stdout
+    assert "  y = N(x + Attn(x))\n  x' = y + FFN(y)\n" in result.stdout
+    assert "equivalent to: hybridnorm\n" in result.stdout
+    assert str(tmp_path / "figures" / "mine.svg") in result.stdout
+    assert (tmp_path / "figures" / "mine.png").stat().st_size > 1000
+
+
+def test_the_list_has_one_line_for_each(cli: Cli) -> None:
+    lines = cli("show").stdout.splitlines()
+    for line, (name, found) in zip(lines, strategies().items(), strict=False):
+        assert line.split()[0] == name
+        assert found.title in line
+        assert line.endswith(found.source)
+        assert f" {found.init} " in line
+    assert len(lines) == len(strategies()) + 1
+    assert "[pre-]<letters" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hybridnrom"], "hybridnorm: placement: unknown name 'hybridnrom'; did you mean 'hybri"),
+        (["missing.toml"], "hybridnorm: placement: cannot read missing.toml"),
+        (["pre-norm", "--n-layers", "0"], "hybridnorm: n_layers: must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, cli: Cli) -> None:
+    result = cli("show", *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+def test_show_imports_no_torch_and_the_list_no_matplotlib(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from hybridnorm.placements.show import show\n"
+        "show(None); assert 'matplotlib' not in sys.modules, 'matplotlib'\n"
+        f"show('hybridnorm', Path({str(tmp_path)!r}))\n"
+        "assert 'torch' not in sys.modules, 'torch'"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_layers_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(HybridNormError, match="n_layers"):
+        show("hybridnorm", tmp_path, 0)
+    assert list(tmp_path.iterdir()) == []
