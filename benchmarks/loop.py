@@ -9,66 +9,50 @@ with an empty compile cache and once with the one that this left, eager and comp
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 from rich.console import Console
 from rich.table import Table
 
-from hybridnorm.recipe.load import load_recipe
-from hybridnorm.train.process_setup import set_up_process
+from hybridnorm.recipe import load_recipe
+from hybridnorm.train import set_up_process, train
+from hybridnorm.train.hooks import Hook, Row, State
+from hybridnorm.train.report import read_metrics
 
 STEPS = 60
 
 
 def share_of_the_loop(folder: Path) -> float:
     """Seconds of a logged step that are not arithmetic, as a share."""
-    from hybridnorm.train import trainer
-    from hybridnorm.train.run import train
-
-    spent = 0.0
-    in_steps: list[float] = []
-
-    def clocked(function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            nonlocal spent
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent += time.perf_counter() - start
-
-        return timed
-
-    report = trainer.Trainer._report
-
-    def reported(self: Any, *args: Any) -> float:
-        now = report(self, *args)
-        in_steps.append(spent)
-        return now
-
     quiet = {"train.eval_every": 10**6, "train.checkpoint_every": 10**6, "train.steps": STEPS}
-    with (
-        mock.patch.object(trainer, "objective", clocked(trainer.objective)),
-        mock.patch("torch.Tensor.backward", clocked(trainer.Tensor.backward)),
-        mock.patch.object(trainer, "_clip", clocked(trainer._clip)),
-        mock.patch.object(trainer, "step_unless", clocked(trainer.step_unless)),
-        mock.patch.object(trainer.Trainer, "_report", reported),
-    ):
-        train(load_recipe("demo", quiet), folder)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    seconds = [row["seconds"] for row in rows if "loss" in row]
-    # The first step warms up.
-    return 1 - (in_steps[-1] - in_steps[0]) / (seconds[-1] - seconds[0])
+    train(load_recipe("demo", quiet | {"train.hooks": ["loop.Clock"]}), folder)
+    rows = read_metrics(folder).train
+    first, last = rows[0], rows[-1]  # the first step warms up
+    arithmetic = last["arithmetic_seconds"] - first["arithmetic_seconds"]
+    return float(1 - arithmetic / (last["seconds"] - first["seconds"]))
+
+
+class Clock(Hook):
+    """Adds the seconds in forward, backward, clipping and optimizer since the start."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def before_forward(self, state: State) -> None:
+        self.started = time.perf_counter()
+
+    def after_step(self, state: State) -> None:
+        self.spent += time.perf_counter() - self.started
+
+    def log(self, state: State, steps: Sequence[Mapping[str, float]], row: Row) -> None:
+        row["arithmetic_seconds"] = self.spent
 
 
 def seconds_to_first_step(folder: Path, cache: Path, compiled: str) -> float:

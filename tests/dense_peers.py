@@ -47,8 +47,7 @@ def our_name(name: str, placement: str) -> str:
     name = name.replace("self_attn.", "attention.branch.").replace("mlp.", "feed_forward.branch.")
     after = "attention.output_norm" if placement == "olmo2" else "feed_forward.input_norm"
     renamed = {**NAMES, "post_attention_layernorm": after}
-    name = ".".join(renamed.get(part, part) for part in name.split("."))
-    return name.replace("q_norm.", "q_norm.norm.").replace("k_norm.", "k_norm.norm.")
+    return ".".join(renamed.get(part, part) for part in name.split("."))
 
 
 def compare_dense(

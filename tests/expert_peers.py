@@ -66,7 +66,6 @@ PLACEMENTS = {
 NAMES = {
     "embed_tokens": "embedding", "norm": "final_norm", "lm_head": "head",
     "self_attn": "attention.branch", "mlp": "feed_forward.branch", "gate": "router",
-    "q_norm": "q_norm.norm", "k_norm": "k_norm.norm",
     "input_layernorm": "attention.input_norm",
     "post_attention_layernorm": "feed_forward.input_norm", "layers": "blocks",
 }  # fmt: skip

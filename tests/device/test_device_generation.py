@@ -6,8 +6,7 @@ from torch import Tensor
 
 from authors import relative
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.decoder import decoder
-from hybridnorm.model.sampling import generate
+from hybridnorm.model.sampling import generate, with_cast_weights
 from hybridnorm.model.transformer import Transformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -61,7 +60,7 @@ def test_bfloat16_logits_with_a_cache_are_near_float64(
     low = model(placement).to(device)
     low.dtype = torch.bfloat16
     with torch.inference_mode():
-        fast, ids = decoder(low), ids.to(device)
+        fast, ids = with_cast_weights(low), ids.to(device)
         caches = fast.kv_caches(12)
         logits = [fast.next_logits(ids[:, :4], caches)]
         logits += [fast.next_logits(ids[:, i : i + 1], caches) for i in range(4, 12)]

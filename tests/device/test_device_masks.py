@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from authors import relative
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.layers import _attention
+from hybridnorm.model.kernels import attention
 from hybridnorm.model.masks import document_ids, document_mask
 from hybridnorm.model.parallel import parallelize
 from hybridnorm.model.transformer import Transformer
@@ -68,7 +68,7 @@ def check_attention(length: int, head_dim: int, dtype: torch.dtype, device: torc
     ours = [x.to(device).requires_grad_() for x in inputs]
     mask = document_mask(documents.to(device))
     assert isinstance(mask, BlockMask) == (device.type == "cuda" and length % 128 == 0)
-    found = _attention(*ours, None, mask)
+    found = attention(*ours, mask)
     gradients = torch.autograd.grad(found, ours, above.to(device))
     assert found.dtype == dtype and found.shape == expected.shape
     assert relative(found, expected) < TOLERANCE[dtype]

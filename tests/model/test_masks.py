@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.masks import boolean_mask, document_ids, flex, flex_mask
+from hybridnorm.model.kernels.scaled_dot_product import _flex as flex
+from hybridnorm.model.masks import boolean_mask, document_ids, flex_mask
 from hybridnorm.model.transformer import Transformer
 
 END = 9

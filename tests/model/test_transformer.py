@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from hybridnorm.model.config import PRESETS, ModelConfig
-from hybridnorm.model.decoder import decoder
 from hybridnorm.model.initialization import standard_deviation
 from hybridnorm.model.norms import Norm
-from hybridnorm.model.sampling import generate
+from hybridnorm.model.sampling import generate, with_cast_weights
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placements import placement, spec, strategies
 
@@ -71,7 +70,7 @@ def test_the_cache_gives_the_same_logits_however_the_text_is_cut(
 
 
 @pytest.mark.parametrize("name", [*strategies(), "kv-post", "pre-qkvc-pre"])
-def test_the_decoder_gives_the_logits_of_the_model(name: str) -> None:
+def test_cast_weights_give_the_logits_of_the_model(name: str) -> None:
     model = Transformer(replace(CONFIG, placement=name))
     for number, vector in enumerate(p for p in model.parameters() if p.dim() == 1):
         vector.data += 0.1 * torch.randn(
@@ -86,14 +85,14 @@ def test_the_decoder_gives_the_logits_of_the_model(name: str) -> None:
 
 @torch.inference_mode()
 def _decoded(model: Transformer) -> torch.Tensor:
-    fast = decoder(model)
+    fast = with_cast_weights(model)
     caches = fast.kv_caches(24)
     parts = [fast(IDS[:, :7], caches), fast(IDS[:, 7:9], caches)]
     parts += [fast.next_logits(IDS[:, i : i + 1], caches)[:, None] for i in range(9, 24)]
     return torch.cat(parts, dim=1)
 
 
-def test_the_decoder_leaves_the_model_as_it_was() -> None:
+def test_generation_leaves_the_model_as_it_was() -> None:
     model = Transformer(CONFIG)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generate(model, IDS[:, :4], 3)

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.kernels import Mask
 from hybridnorm.model.layers import Attention, FeedForward, KVCache, Rope
-from hybridnorm.model.masks import Mask
 from hybridnorm.model.moe import MoE, Routing
 from hybridnorm.model.norms import NormBuilder
 from hybridnorm.placements import BlockSpec, Sublayer

@@ -1,13 +1,13 @@
 """Which positions attend to which, where a sequence holds several documents."""
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-Mask = Tensor | BlockMask
+from hybridnorm.model.kernels import Mask, compiled
+
 _BLOCK = 128  # positions, FlexAttention's
 
 
@@ -57,21 +57,7 @@ def flex_mask(documents_BT: Tensor) -> BlockMask:
         return same & (key <= query)
 
     # Compiled, it never holds the mask of all pairs.
-    create: Any = _compiled(create_block_mask) if documents_BT.is_cuda else create_block_mask
+    create: Any = compiled(create_block_mask) if documents_BT.is_cuda else create_block_mask
     batch, length = documents_BT.shape
     mask: BlockMask = create(visible, batch, None, length, length, device=documents_BT.device)
     return mask
-
-
-def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
-    """FlexAttention of `(batch, heads, seq, head_dim)`, compiled where it trains."""
-    compiles = query.is_cuda and not torch.compiler.is_compiling()
-    attend: Any = _compiled(flex_attention) if compiles else flex_attention
-    grouped = query.shape[1] != key.shape[1]
-    out: Tensor = attend(query, key, value, block_mask=mask, enable_gqa=grouped)
-    return out
-
-
-@cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function)

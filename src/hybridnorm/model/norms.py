@@ -4,14 +4,12 @@ Shapes: `(..., dim)` in and out. Statistics are taken in float32 at least, whate
 input's dtype; the result is cast back before the gain is applied, as in the authors' code.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.model.kernels import at_least_float32
+from hybridnorm.model.kernels import at_least_float32, rms_norm
 from hybridnorm.placements import Norm as NormSpec
 from hybridnorm.placements import Scale as ScaleSpec
 
@@ -50,17 +48,14 @@ class Norm(nn.Module):
         gain = None
         if self.weight is not None:
             gain = 1 + self.weight if self.zero_centered else self.weight
-        if self.kind == "rms" and not torch.compiler.is_compiling() and type(x) is Tensor:
-            normed: Tensor = _RMSNorm.apply(x, gain, self.eps)  # type: ignore[no-untyped-call]
-            return normed
+        if self.kind == "rms":
+            return rms_norm(x, gain, self.eps)
         y = self._normalize(at_least_float32(x)).to(x.dtype)
         y = y if gain is None else y * gain.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def _normalize(self, x: Tensor) -> Tensor:
         match self.kind:
-            case "rms":
-                return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
             case "layer":
                 return F.layer_norm(x, x.shape[-1:], eps=self.eps)
             case "l2":
@@ -69,43 +64,18 @@ class Norm(nn.Module):
                 return torch.tanh(self.alpha * x)
             case "derf":
                 return torch.erf(self.alpha * x + self.shift)
+            case "rms":
+                raise AssertionError("rms_norm")
 
     def extra_repr(self) -> str:
         return f"{self.kind}, eps={self.eps:g}"
 
 
-class _RMSNorm(torch.autograd.Function):
-    """The formula of `Norm` for eager execution, keeping its input alone for the backward pass.
+class FullWidthNorm(Norm):
+    """A norm over all heads together, `(batch, seq, heads, head_dim)` in and out (OLMo 2)."""
 
-    Where torch.compile sees the formula it fuses it; eager autograd would keep two tensors more,
-    one of them in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
-        wide = at_least_float32(x)
-        rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, gain, inverse)
-        y = (wide * inverse).to(x.dtype)
-        return y if gain is None else y.mul_(gain.to(x.dtype))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, gain, inverse = ctx.saved_tensors
-        y = torch.mul(x, inverse, out=torch.empty_like(x))
-        gain_grad = None
-        product = grad * y
-        if gain is None:
-            mean = product.mean(-1, keepdim=True)
-        else:
-            rows = product.flatten(0, -2)
-            gain_grad = rows.sum(0, dtype=gain.dtype)
-            low = gain.to(x.dtype)
-            mean = rows.mv(low).div_(x.shape[-1]).view_as(inverse)
-            grad = grad * low
-        x_grad = torch.addcmul(grad, y, mean, value=-1)
-        return torch.mul(x_grad, inverse, out=x_grad), gain_grad, None
+    def forward(self, x_BTHK: Tensor) -> Tensor:
+        return super().forward(x_BTHK.flatten(2)).view_as(x_BTHK)
 
 
 class Scale(nn.Module):
@@ -142,13 +112,20 @@ class NormBuilder:
 
     def norm(self, spec: NormSpec | None, dim: int | None = None) -> nn.Module:
         """The norm of width `dim` (default `d_model`), or the identity."""
-        if spec is None:
-            return nn.Identity()
-        gain = self._number(spec.gain_init)
-        return Norm(spec, dim or self.config.d_model, gain=gain, eps=self.config.norm_eps)
+        return nn.Identity() if spec is None else self._norm(Norm, spec, dim or self.config.d_model)
+
+    def head_norm(self, spec: NormSpec | None, n_heads: int) -> nn.Module:
+        """The norm on heads: of each with one shared gain, or of all together."""
+        width = self.config.head_dim
+        if spec is not None and spec.axis == "full":
+            return self._norm(FullWidthNorm, spec, n_heads * width)
+        return self.norm(spec, width)
 
     def scale(self, spec: ScaleSpec) -> Scale:
         return Scale(spec, self.config.d_model, self._number(spec))
+
+    def _norm(self, kind: type[Norm], spec: NormSpec, dim: int) -> Norm:
+        return kind(spec, dim, gain=self._number(spec.gain_init), eps=self.config.norm_eps)
 
     def _number(self, power_law: ScaleSpec) -> float:
         return power_law.at(self.layer, self.config.n_layers, self.config.d_model)

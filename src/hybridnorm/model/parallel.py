@@ -39,9 +39,9 @@ from torch.utils.checkpoint import (
 )
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model.layers import HeadNorm
-from hybridnorm.model.norms import Norm, Scale
+from hybridnorm.model.norms import FullWidthNorm, Norm, Scale
 from hybridnorm.model.transformer import Transformer
+from hybridnorm.placements import HEAD_NORMS
 
 MESH_DIMENSIONS = ("replicate", "shard", "tensor")
 Recompute = Literal["none", "selective", "full"]
@@ -144,9 +144,10 @@ def _plan(block: nn.Module) -> dict[str, ParallelStyle]:
             plan[name] = ColwiseParallel()
         elif last in _ROWS:
             plan[name] = RowwiseParallel()
-        elif isinstance(module, HeadNorm):
-            full = OnActivations(Shard(-1), Shard(0))
-            plan[f"{name}.norm"] = full if module.full else OnActivations(Shard(2))
+        elif isinstance(module, FullWidthNorm):
+            plan[name] = OnActivations(Shard(2), Shard(0))
+        elif isinstance(module, Norm) and last in HEAD_NORMS:
+            plan[name] = OnActivations(Shard(2))
         elif isinstance(module, Norm | Scale) and "branch." not in name:
             plan[name] = OnActivations(Replicate())
     return plan

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model.decoder import decoder
 from hybridnorm.model.transformer import Transformer
 
 
@@ -34,7 +34,7 @@ def generate(
     """
     _check(max_new_tokens, temperature, top_k, top_p)
     generator = torch.Generator(input_ids.device).manual_seed(seed)
-    model = decoder(model)
+    model = with_cast_weights(model)
     caches = model.kv_caches(input_ids.shape[1] + max_new_tokens)
     tokens = [input_ids]
     ended = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
@@ -48,6 +48,22 @@ def generate(
         if end_of_document is not None and ended.all():  # asking waits for the device
             break
     return torch.cat(tokens, dim=1)
+
+
+def with_cast_weights(model: Transformer) -> Transformer:
+    """`model` with its weights in the activations' dtype, cast once, not at every token.
+
+    Blocks are as they were written, without torch.compile or recomputation. Weights that need no
+    cast are shared. A model that is laid out over ranks is returned as it is.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    with torch.device("meta"):
+        cast = Transformer(model.config, model.placement)
+    weights = {name: weight.to(model.dtype) for name, weight in model.state_dict().items()}
+    cast.load_state_dict(weights, assign=True)
+    cast.dtype = model.dtype
+    return cast
 
 
 def _sample(

@@ -80,6 +80,8 @@ class TrainConfig:
     """Write checkpoints in the background, while training goes on."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Mirrors of metrics.jsonl."""
+    hooks: tuple[str, ...] = ()
+    """Import paths of classes that watch the run, such as mypkg.MyHook (train/hooks.py)."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "train.", "steps", "tokens", "batch_size", "batch_tokens")

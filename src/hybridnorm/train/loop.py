@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals, getsignal, signal
@@ -25,10 +25,11 @@ from hybridnorm.train.checkpoint import (
     read_meta,
     training_state,
 )
+from hybridnorm.train.hooks import Hook, Row, State
 from hybridnorm.train.non_finite import SkipGuard
 from hybridnorm.train.objective import objective
 from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
-from hybridnorm.train.report import Report, SpeedMeter, SpikeMonitor, StepLog
+from hybridnorm.train.report import StepLog
 from hybridnorm.train.run_dir import check_identity, identity
 from hybridnorm.train.schedule import learning_rate
 from hybridnorm.train.world import World
@@ -60,8 +61,8 @@ class Trainer:
         self.identity = identity(recipe, model, tokens.fingerprint)
         self.guard = SkipGuard(train.max_skipped_steps)
         self.log = StepLog(world)
-        self.spikes = {name: SpikeMonitor() for name in ("loss", "grad_norm")}
-        self.speed = SpeedMeter(model.config, train.seq_len, world.device, world.size)
+        self.hooks: Sequence[Hook] = ()
+        self.memory: Row | None = None  # what the checkpoint kept of them
         self.step = 0
         self.seconds = 0.0
         self.val_loss: float | None = None
@@ -77,16 +78,36 @@ class Trainer:
         restore(self.model, self.optimizer, state)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
         self.guard.total, self.guard.in_row = meta["skipped_steps"]
-        self.spikes = {name: SpikeMonitor(state) for name, state in meta["spikes"].items()}
+        self.memory = meta["hooks"] if "hooks" in meta else {"spikes": meta["spikes"]}
         return problems
 
-    def run(self, report: Report) -> None:
+    def run(self, hooks: Sequence[Hook], note: Callable[[str], None]) -> None:
         """Train to the last step, or until SIGINT or SIGTERM; then save.
+
+        Args:
+            hooks: what watches the run.
+            note: shows a line on the screen.
 
         Raises:
             DivergedError: too many steps in a row were not finite; none of them touched a weight.
             HybridNormError: a checkpoint cannot be written.
         """
+        self.hooks = hooks
+        for hook in hooks:
+            if self.memory is not None:
+                hook.recall(self.memory)
+            hook.start(self._state())
+        try:
+            self._event(
+                "started" if self.memory is None else "resumed",
+                parameters=self.model.num_parameters(),
+            )
+            self._run(note)
+        finally:
+            for hook in hooks:
+                hook.end(self._state())
+
+    def _run(self, note: Callable[[str], None]) -> None:
         writer = CheckpointWriter(
             self.run_dir,
             self.world,
@@ -94,17 +115,17 @@ class Trainer:
             keep_every=self.config.keep_every,
             background=self.config.async_checkpoints,
         )
-        with self._stopping(report):
+        with self._stopping(note):
             saved_at, stop, clock = self.step, False, time.perf_counter()
             while self.step < self.config.steps and not stop:
                 lr = self._train_step()
                 stop = self.world.any(self.stop)
                 save = self._due(self.config.checkpoint_every)
                 if self._due(self.config.log_every) or save or stop:
-                    clock = self._report(lr, clock, report)
+                    clock = self._log(lr, clock)
                 paused = time.perf_counter()
                 if self._due(self.config.eval_every):
-                    report.evaluation(self._evaluate())
+                    self._evaluate()
                 # Among skipped steps the weights may be ruined: keep the checkpoint from before.
                 if save and not self.guard.in_row:
                     self._save(writer)
@@ -114,17 +135,14 @@ class Trainer:
                 self._save(writer)
             writer.finish()
         if self.step < self.config.steps:
-            report.event("interrupted", step=self.step)
+            self._event("interrupted")
         else:
-            speed = self.step * self._tokens_per_step() / max(self.seconds, 1e-9)
-            report.event(
+            self._event(
                 "finished",
-                step=self.step,
                 val_loss=self.val_loss,
                 seconds=self.seconds,
-                tokens_per_second=speed,
+                tokens_per_second=self.step * self._tokens_per_step() / max(self.seconds, 1e-9),
                 skipped_steps=self.guard.total,
-                **self._spike_scores(),
             )
 
     def _train_step(self) -> float:
@@ -139,6 +157,8 @@ class Trainer:
         step_unless(self.optimizer, ~torch.isfinite(grad_norm))
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        for hook in self.hooks:
+            hook.after_step(self._state())
         self.log.add(**numbers, grad_norm=grad_norm)
         return lr
 
@@ -149,15 +169,19 @@ class Trainer:
             if isinstance(self.model, FSDPModule):
                 # Copies of the model (HSDP) exchange gradients once per step.
                 self.model.set_requires_all_reduce(index == self.feed.n_micro)
+            for hook in self.hooks:
+                hook.before_forward(self._state())
             total, terms, watched = objective(self.model, batch, self.config, self.world)
             (total / self.feed.n_micro).backward()  # type: ignore[no-untyped-call]
             for name, number in (terms | watched).items():
                 part = number.detach() / self.feed.n_micro
                 sums[name] = sums[name] + part if name in sums else part
+        for hook in self.hooks:
+            hook.after_backward(self._state())
         return sums
 
-    def _report(self, lr: float, clock: float, report: Report) -> float:
-        """Write a row of metrics about the steps since `clock`; returns the time of writing it.
+    def _log(self, lr: float, clock: float) -> float:
+        """Hand the hooks a row about the steps since `clock`; returns the time of writing it.
 
         Raises:
             DivergedError: the run of skipped steps is too long.
@@ -171,32 +195,33 @@ class Trainer:
                 error = self.guard.diverged(
                     self.model, next(self.feed.step(step - 1)), step, numbers["loss"], self.world
                 )
-                report.event("diverged", step=step, reason=str(error))
+                self._event("diverged", step=step, reason=str(error))
                 raise error
-        for name, monitor in self.spikes.items():
-            monitor.update(numbers[name] for numbers in steps)
         speed = len(steps) * self._tokens_per_step() / (now - clock)
-        report.train(
-            {
-                "step": self.step,
-                "tokens": self.step * self._tokens_per_step(),
-                **steps[-1],
-                "lr": lr,
-                "tokens_per_second": speed,
-                **self.speed.row(speed),
-                "seconds": self.seconds,
-                "skipped_steps": self.guard.total,
-                **self._spike_scores(),
-            }
-        )
+        row = {
+            "step": self.step,
+            "tokens": self.step * self._tokens_per_step(),
+            **steps[-1],
+            "lr": lr,
+            "tokens_per_second": speed,
+            "seconds": self.seconds,
+            "skipped_steps": self.guard.total,
+        }
+        for hook in self.hooks:
+            hook.log(self._state(), steps, row)
         return now
 
-    def _spike_scores(self) -> dict[str, float | None]:
-        return {f"{name}_spike_score": monitor.score for name, monitor in self.spikes.items()}
+    def _event(self, event: str, **fields: object) -> None:
+        row = {"event": event, "step": self.step, **fields}
+        for hook in self.hooks:
+            hook.event(self._state(), row)
+
+    def _state(self) -> State:
+        return State(self.recipe, self.model, self.world, self.run_dir, self.step)
 
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, float]:
-        """Held-out loss in nats per token, its perplexity, and bits per byte of text."""
+    def _evaluate(self) -> None:
+        """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for batch, rows in self.feed.held_out(self.held_out, self.config.eval_sequences):
             loss = self.model.loss(*batch)
@@ -205,13 +230,15 @@ class Trainer:
             self.model.reshard()  # a forward pass alone leaves embedding and head whole
         total, count = self.world.mean(sums).tolist()
         loss = self.val_loss = total / count
-        return {
+        row = {
             "step": self.step,
             "tokens": self.step * self._tokens_per_step(),
             "val_loss": loss,
             "val_perplexity": math.exp(min(loss, 700.0)),
             "val_bits_per_byte": loss / math.log(2) * self.held_out.tokens_per_byte,
         }
+        for hook in self.hooks:
+            hook.after_evaluation(self._state(), row)
 
     def _save(self, writer: CheckpointWriter) -> None:
         meta: dict[str, Any] = {
@@ -219,7 +246,7 @@ class Trainer:
             "seconds": self.seconds,
             "val_loss": self.val_loss,
             "skipped_steps": (self.guard.total, self.guard.in_row),
-            "spikes": {name: monitor.state() for name, monitor in self.spikes.items()},
+            "hooks": {k: v for hook in self.hooks for k, v in hook.memory().items()},
         }
         state = training_state(self.model, self.optimizer)
         writer.write(self.step, state, meta)
@@ -231,14 +258,14 @@ class Trainer:
         return self.config.batch_size * self.config.seq_len
 
     @contextmanager
-    def _stopping(self, report: Report) -> Iterator[None]:
+    def _stopping(self, note: Callable[[str], None]) -> Iterator[None]:
         """Turn the first SIGINT or SIGTERM into a stop after the step; a second one kills."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.stop = True
             caught = Signals(number)
             signal(caught, previous[caught])
-            report.note(f"{caught.name}: saving after this step")
+            note(f"{caught.name}: saving after this step")
 
         previous = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
         for number in previous:

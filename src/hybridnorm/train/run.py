@@ -13,10 +13,11 @@ from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import Recipe, load_recipe
 from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
 from hybridnorm.train.checkpoint import list_checkpoints
+from hybridnorm.train.hooks import imported_hooks
 from hybridnorm.train.loop import Trainer
 from hybridnorm.train.optim import decay_groups, decay_table
 from hybridnorm.train.preflight import preflight
-from hybridnorm.train.report import Report, check_installed
+from hybridnorm.train.report import check_installed, reporting_hooks
 from hybridnorm.train.run_dir import check_run_dir, describe_run, load_run
 from hybridnorm.train.world import World, open_world
 
@@ -33,6 +34,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
     # What is missing should fail before any rank waits for another.
     placement(recipe.model.placement)
     check_installed(recipe.train.trackers)
+    imported_hooks(recipe)
     with open_world(recipe.train.device, recipe.parallel) as world:
         train_on(world, recipe, run_dir, resume=resume)
 
@@ -54,10 +56,11 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
     problems = trainer.resume() if resuming else []
     world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
     _announce(trainer, problems, [*reasons, threads], console)
-    with Report(recipe, run_dir if world.is_main else None, console) as report:
-        event = "resumed" if resuming else "started"
-        report.event(event, step=trainer.step, parameters=model.num_parameters())
-        trainer.run(report)
+    custom = imported_hooks(recipe)
+    trainer.run(
+        reporting_hooks(recipe, run_dir, world, console, custom),
+        lambda line: console.print(line, highlight=False, soft_wrap=True),
+    )
     if trainer.step < recipe.train.steps:
         console.print(f"stopped at step {trainer.step}; continue with --resume", highlight=False)
 

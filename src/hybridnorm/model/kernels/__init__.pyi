@@ -4,3 +4,7 @@ from .cross_entropy import linear_cross_entropy as linear_cross_entropy
 from .grouped_products import GroupedLinear as GroupedLinear
 from .grouped_products import grouped_linear as grouped_linear
 from .precision import at_least_float32 as at_least_float32
+from .rms import rms_norm as rms_norm
+from .scaled_dot_product import Mask as Mask
+from .scaled_dot_product import attention as attention
+from .scaled_dot_product import compiled as compiled

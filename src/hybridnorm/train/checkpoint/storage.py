@@ -11,6 +11,7 @@ ranks, in any layout, reads what another wrote.
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -30,11 +31,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.placements import HEAD_NORMS
 from hybridnorm.train.checkpoint.retention import FOLDER, META, clear_partial, partial_path, prune
 from hybridnorm.train.optim import Optimizers, optimizer_state
 from hybridnorm.train.world import World
 
 State = dict[str, Tensor]
+_HEAD_NORM = re.compile(rf"\b({'|'.join(HEAD_NORMS)})\.")
 
 
 def training_state(model: nn.Module, optimizer: Optimizers | None) -> State:
@@ -158,6 +161,8 @@ def load_checkpoint(checkpoint: Path, state: State, world: World | None = None) 
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
     stored = set(reader.read_metadata().state_dict_metadata)
+    if any("_norm.norm." in name for name in stored):  # before version 0.2
+        state = {_HEAD_NORM.sub(r"\1.norm.", name): tensor for name, tensor in state.items()}
     if not any(name.startswith("optimizer.") for name in state):
         stored = {name for name in stored if name.startswith("model.")}
     if unlike := stored ^ state.keys():

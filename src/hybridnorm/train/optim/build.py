@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hybridnorm.recipe import OptimizerConfig
+from hybridnorm.train.optim.custom import Construct, imported_optimizer
 from hybridnorm.train.optim.decay_groups import decay_groups
-from hybridnorm.train.optim.import_path import Construct, imported_optimizer
 from hybridnorm.train.optim.optimizers import Optimizers
 
 

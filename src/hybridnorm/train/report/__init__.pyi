@@ -1,9 +1,7 @@
+from .hooks import reporting_hooks as reporting_hooks
 from .metrics import Metrics as Metrics
 from .metrics import Row as Row
 from .metrics import read_metrics as read_metrics
 from .progress import clock as clock
-from .report import Report as Report
-from .speed import SpeedMeter as SpeedMeter
-from .spikes import SpikeMonitor as SpikeMonitor
 from .step_log import StepLog as StepLog
 from .trackers import check_installed as check_installed

@@ -1,6 +1,5 @@
 """An optimizer class by import path, with options from the recipe."""
 
-import importlib
 import inspect
 import tomllib
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from torch import nn
 
 from hybridnorm.errors import HybridNormError, nearest
 from hybridnorm.recipe import OptimizerConfig
+from hybridnorm.train.import_path import import_class
 from hybridnorm.train.optim.optimizers import Optimizers
 from hybridnorm.train.optim.state import materialize, optimizer_state
 
@@ -25,7 +25,7 @@ def imported_optimizer(config: OptimizerConfig) -> Construct:
         HybridNormError: no such module or class, not an optimizer, a setting it does not take, or
             one that does not work by `step()` alone on matrices and vectors alike.
     """
-    cls = _load(config.name)
+    cls: Any = import_class(config.name, torch.optim.Optimizer, "optimizer.name")
     options = _parse(config.options)
     _check_settings(cls, config, options)
     if "weight_decay" in inspect.signature(cls).parameters:
@@ -33,17 +33,6 @@ def imported_optimizer(config: OptimizerConfig) -> Construct:
     construct = partial(cls, lr=config.lr, **options)
     _try_out(construct, config)
     return construct
-
-
-def _load(path: str) -> Callable[..., torch.optim.Optimizer]:
-    module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # the module is the user's: anything can go wrong in it
-        raise HybridNormError(f"optimizer.name: cannot import {module}: {_line(error)}") from None
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise HybridNormError(f"optimizer.name: {module} has no optimizer class {name!r}")
-    return cls
 
 
 def _parse(options: Sequence[str]) -> dict[str, Any]:

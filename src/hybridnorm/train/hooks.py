@@ -1,0 +1,88 @@
+"""What watches a run: the loop calls hooks, and knows nothing of what they do with it.
+
+The lines on the screen, metrics.jsonl, trackers, spike scores and speed are hooks; a user's own is
+a class named by its import path in `[train] hooks`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.model import Transformer
+from hybridnorm.recipe import Recipe
+from hybridnorm.train.import_path import import_class
+from hybridnorm.train.world import World
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """A run at one moment."""
+
+    recipe: Recipe
+    model: Transformer
+    world: World
+    run_dir: Path
+    step: int
+    """Optimizer steps that are done."""
+
+
+class Hook:
+    """Watches a run; a subclass overrides what it needs.
+
+    Every rank calls every method, in the same order. A hook changes no weight, gradient or random
+    state: with and without it, a run has the same losses.
+    """
+
+    def start(self, state: State) -> None:
+        """Before the first step, of a new or a resumed run."""
+
+    def before_forward(self, state: State) -> None:
+        """A micro-batch is there."""
+
+    def after_backward(self, state: State) -> None:
+        """The gradients of the whole batch are there, before they are clipped."""
+
+    def after_step(self, state: State) -> None:
+        """The optimizer has stepped, and the gradients are gone."""
+
+    def log(self, state: State, steps: Sequence[Mapping[str, float]], row: Row) -> None:
+        """The numbers of every step since the last call, and the row about them for metrics.jsonl.
+
+        What a hook adds to `row`, later hooks see; those of users come before metrics.jsonl.
+        """
+
+    def after_evaluation(self, state: State, row: Row) -> None:
+        """Numbers on held-out text."""
+
+    def event(self, state: State, row: Row) -> None:
+        """`row["event"]` is started, resumed, finished, interrupted or diverged."""
+
+    def end(self, state: State) -> None:
+        """However the run ends, an error included."""
+
+    def memory(self) -> Row:
+        """What a checkpoint keeps of the hook, in JSON's types."""
+        return {}
+
+    def recall(self, memory: Row) -> None:
+        """The run is resumed from a checkpoint with this memory (of all hooks)."""
+
+
+def imported_hooks(recipe: Recipe) -> list[Hook]:
+    """One of each class that `[train] hooks` names.
+
+    Raises:
+        HybridNormError: no such module or class, or one that cannot be made without arguments.
+    """
+    hooks = []
+    for path in recipe.train.hooks:
+        cls = import_class(path, Hook, "train.hooks")
+        try:
+            hooks.append(cls())
+        except Exception as error:  # the class is the user's: anything can go wrong in it
+            raise HybridNormError(f"train.hooks: {path}() fails: {error}") from None
+    return hooks

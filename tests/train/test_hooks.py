@@ -1,0 +1,74 @@
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hybridnorm.train.report.metrics import read_metrics
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+MEDDLING = """
+from hybridnorm.train.hooks import Hook
+
+class Watch(Hook):
+    calls = []
+
+    def __getattribute__(self, name):
+        if name in Hook.__dict__ and not name.startswith("_"):
+            Watch.calls.append(name)
+        return object.__getattribute__(self, name)
+
+    def end(self, state):
+        (state.run_dir / "calls.txt").write_text(" ".join(Watch.calls))
+
+class Broken(Hook):
+    def __init__(self):
+        raise RuntimeError("no luck")
+
+class NoHook:
+    pass
+"""
+
+
+def test_a_hook_sees_the_run_and_changes_no_number(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MEDDLING)
+    (tmp_path / "shares.py").write_text(
+        (Path(__file__).parents[2] / "examples" / "hook.py").read_text()
+    )
+    monkeypatch.chdir(tmp_path)
+    hooks = ("--train.hooks", "mine.Watch", "shares.GradientShares")
+    steps = ("--train.log-every", "2", "--train.steps", "4", "--train.eval-every", "4")
+    for run, extra in (("without", ()), ("with", hooks)):
+        result = cli("train", "demo", *tiny, "--run-dir", run, *steps, *extra)
+        assert result.returncode == 0, result.stderr
+    without, watched = (read_metrics(tmp_path / run) for run in ("without", "with"))
+    assert [row["loss"] for row in watched.train] == [row["loss"] for row in without.train]
+    assert watched.evaluations[-1]["val_loss"] == without.evaluations[-1]["val_loss"]
+    shares = {k: v for k, v in watched.train[-1].items() if k.startswith("gradient_share_")}
+    assert len(shares) == 3 and abs(sum(shares.values()) - 1) < 1e-6
+    calls = (tmp_path / "with" / "calls.txt").read_text().split()
+    step = ["before_forward", "after_backward", "after_step"]
+    logged = [*step, *step, "log"]
+    assert calls[:2] == ["start", "event"]
+    assert [c for c in calls if c != "memory"][2:] == [
+        *logged, *logged, "after_evaluation", "event", "end"
+    ]  # fmt: skip
+
+
+def test_a_hook_that_cannot_be_made_is_one_line_before_the_run(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MEDDLING)
+    monkeypatch.chdir(tmp_path)
+    for path, reason in (
+        ("nowhere.Hook", "cannot import nowhere: No module named 'nowhere'"),
+        ("mine.Hok", "mine has no hook class 'Hok'"),
+        ("mine.NoHook", "mine has no hook class 'NoHook'"),
+        ("mine.Broken", "mine.Broken() fails: no luck"),
+    ):
+        result = cli("train", "demo", *tiny, "--run-dir", "run", "--train.hooks", path)
+        assert result.returncode == 1
+        assert result.stderr.strip() == f"hybridnorm: train.hooks: {reason}"
+        assert not (tmp_path / "run").exists()
