@@ -69,7 +69,7 @@ def split_overrides(
             names += words[taken:]
         elif option in known:
             words = [inline, *words] if equals else words
-            taken = _count(known[option][1], words, is_name, grid)
+            taken = max(_count(known[option][1], words, is_name, grid), int(bool(equals)))
             rows[option] = words[:taken]
             names += words[taken:]
         elif (flag := _negated(option, known)) and not equals:
