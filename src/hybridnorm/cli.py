@@ -7,11 +7,10 @@ import os
 import re
 import shlex
 import sys
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, TypeVar, cast
 
 import tyro
 from tyro.conf import Positional
@@ -19,7 +18,14 @@ from tyro.conf import Positional
 import hybridnorm
 from hybridnorm.data import PrepareConfig
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.recipe import (
+    RecipeFields,
+    builtin,
+    field_types,
+    load_fields,
+    load_recipe,
+    split_overrides,
+)
 
 T = TypeVar("T")
 
@@ -34,7 +40,7 @@ class Train:
     """Directory of the run. None: runs/<recipe>-<placement>-seed<seed>."""
     resume: bool = False
     """Continue the run in `run_dir` from its newest checkpoint."""
-    config: Annotated[Recipe, tyro.conf.arg(name="")]
+    config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +59,8 @@ class Show:
 class StudyArgs:
     """Run a grid of recipes under identical conditions and report on it.
 
-    Recipe fields (`hybridnorm train --help` lists them) go to every run: --train.steps 500. For a
-    field of the grid they replace its values: --seed 0 1 2 3 4.
+    Recipe fields go to every run: --train.steps 500. Several values in a row are an axis of the
+    grid, in place of the study's own: --seed 0 1 2 3 4.
     """
 
     study: Positional[str] = "demo"
@@ -63,6 +69,7 @@ class StudyArgs:
     """Folder of the study. None: studies/<study>."""
     jobs: int = 1
     """Runs at a time; they share the cores."""
+    config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +109,17 @@ class Generate:
 
 
 def _train(argv: Sequence[str]) -> None:
-    name = _first_word(argv) or "demo"
-    args = _parse(Train, "train", argv, default=Train(recipe=name, config=load_recipe(name)))
-    recipe = args.config
+    line = split_overrides(argv, Train, "recipe", _is_file_or(builtin()))
+    name = line.positional or "demo"
+    default = Train(recipe=name, config=load_fields(name))
+    args = _parse(Train, "train", line.options, default)
+    recipe = load_recipe(name, line.overrides)
     from hybridnorm.train import set_up_process
 
     set_up_process(recipe.train)
     from hybridnorm.train import end_rank, train
 
-    stem = f"{Path(args.recipe).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
+    stem = f"{Path(name).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
     train(recipe, args.run_dir or Path("runs") / stem, resume=args.resume)
     end_rank()
 
@@ -123,13 +132,17 @@ def _show(argv: Sequence[str]) -> None:
 
 
 def _study(argv: Sequence[str]) -> None:
-    own, overrides = _split_overrides(argv)
-    args = _parse(StudyArgs, "study", own)
+    line = split_overrides(argv, StudyArgs, "study", _is_file_or(builtin("studies")), grid=True)
+    from hybridnorm.study import load_study
+
+    study = load_study(line.positional or "demo", line.overrides)
+    config = load_fields(study.recipe, {**study.common, **study.runs[0].values})
+    default = StudyArgs(study=line.positional or "demo", config=config)
+    args = _parse(StudyArgs, "study", line.options, default)
     if args.jobs < 1:
         raise HybridNormError(f"jobs: must be at least 1, got {args.jobs}")
-    from hybridnorm.study import load_study, run_study
+    from hybridnorm.study import run_study
 
-    study = load_study(args.study, overrides)
     folder = args.dir or Path("studies") / study.name
     run_study(study, folder, jobs=args.jobs, command=shlex.join(["hybridnorm", "study", *argv]))
 
@@ -216,40 +229,8 @@ def _usage() -> str:
     )
 
 
-def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, object]]:
-    """Dotted recipe fields (and --seed) with their values, apart from the verb's own arguments.
-
-    Several values in a row replace an axis of the grid: `--seed 0 1 2`.
-    """
-    own: list[str] = []
-    values: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    for word in argv:
-        name, _, inline = word.partition("=")
-        if name.startswith("--") and ("." in name or name == "--seed"):
-            current = values.setdefault(name[2:].replace("-", "_"), [])
-            current += [inline] if inline else []
-        elif word.startswith("--") or current is None:
-            current = None
-            own.append(word)
-        else:
-            current.append(word)
-    return own, {name: _toml_value(words) for name, words in values.items()}
-
-
-def _toml_value(words: list[str]) -> object:
-    """Words of the command line as TOML would read them; what it cannot read is a string."""
-    read: list[object] = []
-    for word in words:
-        try:
-            read.append(tomllib.loads(f"x = {word}")["x"])
-        except tomllib.TOMLDecodeError:
-            read.append(word)
-    return read[0] if len(read) == 1 else read
-
-
-def _first_word(argv: Sequence[str]) -> str | None:
-    return argv[0] if argv and not argv[0].startswith("-") else None
+def _is_file_or(known: Collection[str]) -> Callable[[str], bool]:
+    return lambda word: word.endswith(".toml") or word in known
 
 
 def _parse(cls: type[T], verb: str, argv: Sequence[str], default: T | None = None) -> T:
@@ -283,12 +264,6 @@ def _first_sentence(box: str) -> str:
     return re.sub(r"^Error parsing config\S*: ", "", " ".join(message))
 
 
-def _options(cls: Any, prefix: str = "--") -> list[str]:
-    """Every option of a dataclass, dotted names for nested ones."""
-    found = []
-    for name, annotation in get_type_hints(cls).items():
-        if name == "config" or is_dataclass(annotation):
-            found += _options(annotation, prefix if name == "config" else f"{prefix}{name}.")
-        else:
-            found.append(prefix + name.replace("_", "-"))
-    return found
+def _options(cls: type) -> list[str]:
+    """Every option of a verb, dotted names for nested ones."""
+    return [f"--{n.removeprefix('config.').replace('_', '-')}" for n in field_types(cls)]

@@ -46,13 +46,18 @@ def build(cls: type[T], table: object, path: str = "", convert: Convert | None =
 
 def from_annotation(cls: type, name: str, value: object, where: str) -> object:
     """`value` as field `name` of `cls` wants it, by its annotation."""
-    return _typed(typing.get_type_hints(cls)[name], value, where)
+    return typed(typing.get_type_hints(cls)[name], value, where)
 
 
-def _typed(annotation: Any, value: object, where: str) -> object:
+def typed(annotation: Any, value: object, where: str) -> object:
+    """`value` as `annotation` wants it; where None is a value, "None" stands for it.
+
+    Raises:
+        HybridNormError: it cannot be that; the message begins with `where`.
+    """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
-        return None if value is None else _typed(args[0], value, where)
+        return None if value in (None, "None") else typed(args[0], value, where)
     if origin is Literal:
         if value not in args:
             hint = nearest(str(value), [str(a) for a in args])
@@ -64,7 +69,7 @@ def _typed(annotation: Any, value: object, where: str) -> object:
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise HybridNormError(f"{where}: expected {len(args)} values, got {len(value)}")
         kinds = args if args[-1] is not Ellipsis else (args[0],) * len(value)
-        return tuple(_typed(k, v, where) for k, v in zip(kinds, value, strict=True))
+        return tuple(typed(k, v, where) for k, v in zip(kinds, value, strict=True))
     if is_dataclass(annotation):
         return build(typing.cast(type[Any], annotation), value, where)
     return _plain_typed(annotation, value, where)

@@ -3,6 +3,12 @@ from .config import ParallelConfig as ParallelConfig
 from .config import Recipe as Recipe
 from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainConfig as TrainConfig
+from .fields import RecipeFields as RecipeFields
+from .fields import field_types as field_types
+from .load import builtin as builtin
 from .load import dump_recipe as dump_recipe
+from .load import load_fields as load_fields
 from .load import load_recipe as load_recipe
 from .load import read_toml as read_toml
+from .overrides import CommandLine as CommandLine
+from .overrides import split_overrides as split_overrides

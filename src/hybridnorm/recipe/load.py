@@ -13,7 +13,8 @@ import tomli_w
 from hybridnorm.errors import HybridNormError, naming, nearest
 from hybridnorm.model import preset
 from hybridnorm.recipe.config import Recipe
-from hybridnorm.strict_toml import build, check_field, to_table
+from hybridnorm.recipe.fields import ModelFields, RecipeFields
+from hybridnorm.strict_toml import build, check_field, from_annotation, to_table
 
 
 def builtin(folder: str = "") -> dict[str, Traversable]:
@@ -50,32 +51,54 @@ def read_toml(name_or_path: str | Path, folder: str = "") -> dict[str, Any]:
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
     """A recipe by built-in name or path, with dotted overrides such as `{"model.d_model": 64}`.
 
-    `[model] preset = "151M"` starts from one of the presets. A relative placement file is looked
-    for beside the recipe. An override of an array may be its one value.
+    `[model] preset = "151M"` starts from one of the presets, and an override of `model.preset`
+    from another in its place. Either way fields of the model that the file or an override names
+    win over the preset: only what nobody names is taken from it. The recipe that is returned has
+    all fields and no preset.
+
+    A relative placement file is looked for beside the recipe. An override of an array may be its
+    one value.
 
     Raises:
         HybridNormError: an unknown name, or a field that is unknown, ill-typed or invalid; the
             file is named where it is to blame.
     """
+    recipe = load_fields(name_or_path, overrides).recipe()
+    given = Path(recipe.model.placement)
+    beside = Path(name_or_path).parent / given
+    if given.suffix != ".toml" or not beside.is_file():
+        return recipe
+    if "model.placement" in (overrides or {}) and given.is_file() and not given.samefile(beside):
+        raise HybridNormError(
+            f"model.placement: {given} is here and beside {name_or_path}; give its full path"
+        )
+    return replace(recipe, model=replace(recipe.model, placement=str(beside)))
+
+
+def load_fields(
+    name_or_path: str | Path, overrides: Mapping[str, object] | None = None
+) -> RecipeFields:
+    """As `load_recipe`, with the name of the preset; for the help."""
     table = read_toml(name_or_path)
     with naming(name_or_path):
-        recipe = _recipe(table)
+        recipe = _fields(table)
     if overrides:
         for dotted, value in overrides.items():
             _assign(table, dotted, value)
-        recipe = _recipe(table)
-    beside = Path(name_or_path).parent / recipe.model.placement
-    if recipe.model.placement.endswith(".toml") and beside.is_file():
-        recipe = replace(recipe, model=replace(recipe.model, placement=str(beside)))
+        recipe = _fields(table)
     return recipe
 
 
-def _recipe(table: Mapping[str, Any]) -> Recipe:
+def _fields(table: Mapping[str, Any]) -> RecipeFields:
     model = table.get("model", {})
     if isinstance(model, Mapping) and "preset" in model:
-        own = {name: value for name, value in model.items() if name != "preset"}
-        table = {**table, "model": {**to_table(preset(str(model["preset"]))), **own}}
-    return build(Recipe, table)
+        name = from_annotation(ModelFields, "preset", model["preset"], "model.preset")
+        try:
+            shape = {} if name is None else to_table(preset(str(name)))
+        except HybridNormError as error:
+            raise HybridNormError(f"model.{error}") from None
+        table = {**table, "model": {**shape, **model}}
+    return build(RecipeFields, table)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -85,7 +108,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _assign(table: dict[str, Any], dotted: str, value: object) -> None:
     *path, name = dotted.split(".")
-    cls: Any = Recipe
+    cls: Any = RecipeFields
     for part in path:
         check_field(part, cls.__dataclass_fields__, dotted)
         cls = cls.__dataclass_fields__[part].type

@@ -4,7 +4,7 @@ title = "..."
 recipe = "demo"                    # a built-in recipe or a .toml file
 compare = "model.placement"        # the field whose values are compared
 baseline = "pre-norm"              # the value the others are compared with
-[set]                              # dotted recipe fields, the same in all runs
+[set]                              # dotted recipe fields, the same in all runs; "None" unsets one
 "train.steps" = 200
 [grid]                             # dotted recipe fields, every combination is a run
 "model.placement" = ["pre-norm", "hybridnorm"]
@@ -56,7 +56,9 @@ class Study:
     def to_table(self) -> dict[str, Any]:
         """The study as a file of its own, overrides included."""
         head = {"title": self.title, "recipe": self.recipe, "compare": self.compare}
-        tables = {"set": dict(self.common), "grid": dict(self.grid)}
+        grid = {name: ["None" if v is None else v for v in vs] for name, vs in self.grid.items()}
+        common = {name: "None" if v is None else v for name, v in self.common.items()}
+        tables = {"set": common, "grid": grid}
         return {**head, "baseline": self.baseline, **tables}
 
     @property
@@ -78,7 +80,8 @@ class Study:
 def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Study:
     """A built-in study or a .toml file; `overrides` (dotted recipe fields) go to every run.
 
-    An override of a field of the grid replaces its values by the one given.
+    An override of a field of the grid replaces its values; a list of values makes a field part of
+    the grid. An array is given as a tuple.
 
     Raises:
         HybridNormError: an unknown name, or a broken field; it is named, and its file.
@@ -94,10 +97,11 @@ def _study(name: str, table: Mapping[str, Any], overrides: Mapping[str, object])
     apart = {"grid", "set", "baseline"}
     file = build(_File, {key: value for key, value in table.items() if key not in apart})
     for dotted, value in overrides.items():
-        if dotted in grid:
-            grid[dotted] = value if isinstance(value, list) else [value]
+        if dotted in grid or isinstance(value, list):
+            common.pop(dotted, None)
+            grid[dotted] = value if isinstance(value, list) else [_plain(value)]
         else:
-            common[dotted] = value
+            common[dotted] = _plain(value)
     _check_lists(grid)
     if file.compare not in grid:
         raise HybridNormError(
@@ -128,6 +132,11 @@ def _runs(recipe: str, common: Mapping[str, Any], grid: Mapping[str, list[Any]])
     return list(runs.values())
 
 
+def _plain(value: object) -> object:
+    """As a study's file has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _table(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise HybridNormError(f"{where}: expected a table of dotted recipe fields, got {value!r}")
@@ -147,6 +156,7 @@ def _run_name(values: Mapping[str, Any]) -> str:
     parts = []
     for dotted, value in values.items():
         name = dotted.rpartition(".")[2]
-        text = Path(value).stem if name == "placement" else f"{name}{value}"
+        shown = {"placement": Path(str(value)).stem, "preset": str(value)}
+        text = shown.get(name, f"{name}{value}")
         parts.append(re.sub(r"[^\w.+-]", "_", text.replace("*", "star")))
     return "-".join(parts)
