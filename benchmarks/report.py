@@ -11,7 +11,7 @@ import torch
 from contenders import DEFAULT, Arm, Shape
 from matplotlib.figure import Figure
 
-from hybridnorm.study.figures import svg
+from hybridnorm.text import svg
 from hybridnorm.train.environment import environment
 
 COLOURS = {"fp32": "#0072B2", "bf16": "#D55E00", "default": "#D55E00"}
@@ -60,7 +60,7 @@ def write(results: Results, folder: Path, name: str) -> str:
     text += f"\n\nEvery setting alone, the best of its turns:\n\n{qualifying_table(results)}\n"
     save(folder, name, text, raw(results, about))
     figure = picture(results)
-    (folder / f"{name}.svg").write_text(svg(figure, name), encoding="utf-8")
+    (folder / f"{name}.svg").write_text(svg(figure, name, bbox_inches="tight"), encoding="utf-8")
     figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     return text
 

@@ -6,7 +6,17 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "hybridnorm"
 # From the bottom up; a room imports from those before it, through their faces.
-FLOORS = ("errors", "strict_toml", "placements", "model", "data", "recipe", "train", "study")
+FLOORS = (
+    "errors",
+    "text",
+    "strict_toml",
+    "placements",
+    "model",
+    "data",
+    "recipe",
+    "train",
+    "study",
+)
 BESIDE = {"interop": "model"}  # rooms that stand on a floor of their own
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hybridnorm.study.figures import svg
+from hybridnorm.text import svg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from report import markdown
@@ -175,7 +175,7 @@ def page(folder: Path) -> str:
     about = next(iter(races.values()))["environment"]
     notes = {path.stem: path.read_text().strip() for path in folder.glob("*.txt")}
     profile = dict(sorted(read(folder, "profile-*.json").items()))
-    (folder / "profile.svg").write_text(svg(picture(profile), "profile"))
+    (folder / "profile.svg").write_text(svg(picture(profile), "profile", bbox_inches="tight"))
     parts = [
         "# On one GPU",
         f"{about['device']}, torch {about['torch']}, code of commit {about['commit'][:7]}.\nMade "

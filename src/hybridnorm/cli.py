@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 import hybridnorm
 from hybridnorm.data import PrepareConfig
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, check_at_least, nearest
 from hybridnorm.recipe import (
     RecipeFields,
     builtin,
@@ -139,8 +139,7 @@ def _study(argv: Sequence[str]) -> None:
     config = load_fields(study.recipe, {**study.common, **study.runs[0].values})
     default = StudyArgs(study=line.positional or "demo", config=config)
     args = _parse(StudyArgs, "study", line.options, default)
-    if args.jobs < 1:
-        raise HybridNormError(f"jobs: must be at least 1, got {args.jobs}")
+    check_at_least(1, "jobs", args.jobs)
     from hybridnorm.study import run_study
 
     folder = args.dir or Path("studies") / study.name
@@ -149,8 +148,7 @@ def _study(argv: Sequence[str]) -> None:
 
 def _prepare(argv: Sequence[str]) -> None:
     args = _parse(Prepare, "prepare", argv)
-    if args.workers is not None and args.workers < 1:
-        raise HybridNormError(f"workers: must be at least 1, got {args.workers}")
+    check_at_least(1, "workers", args.workers)
     from rich.console import Console
 
     from hybridnorm.data import cores, find_sources, prepare_folder, report

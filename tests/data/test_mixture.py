@@ -46,7 +46,7 @@ def test_any_split_into_ranks_and_micro_batches_sees_the_same_rows(
     folders: tuple[Path, Path], step: int, cuts: set[int], seed: int
 ) -> None:
     batches = Batches(Mixture(Prepared(folders, (2, 1)), "train"), 16, 12, seed)
-    ids, targets = batches.batch(step)
+    ids, targets = batches.rows(step, 0, batches.batch_size)
     edges = [0, *sorted(cuts), 12]
     parts = [batches.rows(step, a, b) for a, b in itertools.pairwise(edges)]
     assert np.array_equal(np.concatenate([p[0] for p in parts]), ids)
@@ -68,7 +68,11 @@ def test_every_window_comes_once_per_epoch_of_its_set(folders: tuple[Path, Path]
 def test_each_batch_holds_the_sets_by_weight(folders: tuple[Path, Path]) -> None:
     batches = Batches(Mixture(Prepared(folders, (3, 1)), "train"), 16, 40, 0)
     for step in (0, 1, 1000):
-        digits = np.isin(batches.batch(step)[0], list(b"0123456789z")).any(axis=1).sum()
+        digits = (
+            np.isin(batches.rows(step, 0, batches.batch_size)[0], list(b"0123456789z"))
+            .any(axis=1)
+            .sum()
+        )
         assert digits == 10
 
 

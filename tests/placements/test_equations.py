@@ -13,7 +13,7 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.model.layers import rope
 from hybridnorm.placements import strategies
 from hybridnorm.placements.parse import placement_from_dict
-from hybridnorm.placements.show.equations import equations, equations_text
+from hybridnorm.placements.show.equations import equations
 from hybridnorm.placements.show.symbols import distinct_blocks, scale_text
 from hybridnorm.placements.spec import Scale
 
@@ -159,6 +159,10 @@ def as_python(equation: str) -> str:
 
 
 # Gains that do not start at 1, and pointwise maps, have no plain N.
+def equations_text(placement: Placement, n_layers: int = 12) -> str:
+    return "\n".join(line for section in equations(placement, n_layers) for line in section.lines)
+
+
 EVALUATED = [name for name in strategies() if "N₁" not in equations_text(placement(name))]
 
 

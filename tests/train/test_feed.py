@@ -46,7 +46,7 @@ def test_the_ranks_together_read_the_batch_in_order(
         for batch in MicroBatches(batches, World(CPU, rank, ranks), config).step(step)
     ]
     assert len(parts) == ranks * accumulation and {len(part) for part in parts} == {micro}
-    assert np.array_equal(np.concatenate(parts), batches.batch(step)[0])
+    assert np.array_equal(np.concatenate(parts), batches.rows(step, 0, batches.batch_size)[0])
 
 
 @settings(max_examples=40, deadline=None)

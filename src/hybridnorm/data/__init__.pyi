@@ -1,6 +1,7 @@
 from .config import DataConfig as DataConfig
 from .config import PrepareConfig as PrepareConfig
 from .manifest import Prepared as Prepared
+from .manifest import checksum as checksum
 from .manifest import report as report
 from .manifest import verify as verify
 from .mixture import Batches as Batches

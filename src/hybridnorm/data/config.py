@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,7 @@ class PrepareConfig:
                 f"and 1048576, got {self.tokenizer_vocab_size}"
             )
         for name in ("tokenizer_train_bytes", "min_chars", "max_chars"):
-            if getattr(self, name) < 1:
-                raise HybridNormError(f"{name}: must be at least 1, got {getattr(self, name)}")
+            check_at_least(1, name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

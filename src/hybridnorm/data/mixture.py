@@ -77,10 +77,6 @@ class Batches:
             lambda part, epoch: Permutation(self.n_windows[part], f"{seed}/{epoch}/{part}")
         )
 
-    def batch(self, step: int) -> tuple[Ids, Ids]:
-        """Ids and targets `(batch_size, seq_len)`."""
-        return self.rows(step, 0, self.batch_size)
-
     def rows(self, step: int, start: int, stop: int) -> tuple[Ids, Ids]:
         """Rows `start` to `stop` of batch `step`: ids and targets `(stop - start, seq_len)`."""
         first = step * self.batch_size

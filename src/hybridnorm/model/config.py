@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, check_at_least, nearest
 from hybridnorm.placements import Init as PublishedInit
 from hybridnorm.placements import check_choice
 
@@ -61,10 +61,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "vocab_multiple_of"):
-            if getattr(self, name) < 1:
-                raise HybridNormError(
-                    f"model.{name}: must be at least 1, got {getattr(self, name)}"
-                )
+            check_at_least(1, f"model.{name}", getattr(self, name))
         check_choice("model.activation", self.activation, get_args(Activation))
         check_choice("model.init", self.init, get_args(Init))
         if self.d_model % self.n_heads:
@@ -80,16 +77,12 @@ class ModelConfig:
                 f"model.n_kv_heads: {self.kv_heads} key/value heads do not divide "
                 f"n_heads {self.n_heads}"
             )
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise HybridNormError(f"model.vocab_size: must be at least 1, got {self.vocab_size}")
+        check_at_least(1, "model.vocab_size", self.vocab_size)
         self._check_experts()
 
     def _check_experts(self) -> None:
         for name in ("n_experts", "n_shared_experts"):
-            if getattr(self, name) < 0:
-                raise HybridNormError(
-                    f"model.{name}: must not be negative, got {getattr(self, name)}"
-                )
+            check_at_least(0, f"model.{name}", getattr(self, name))
         if not self.n_experts:
             for known in fields(self):
                 if known.name in _OF_EXPERTS and getattr(self, known.name) != known.default:

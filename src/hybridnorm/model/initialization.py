@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hybridnorm.model.config import ModelConfig
+from hybridnorm.model.matrices import OUTPUTS
 from hybridnorm.model.norms import Norm, Scale
 from hybridnorm.placements import Placement
 
 _CUTOFF = 3.0  # in standard deviations
-_OUTPUTS = ("o_proj", "down_proj")
-_DEEPNORM = ("v_proj", "o_proj", "up_proj", "down_proj")
+_DEEPNORM = ("v_proj", "up_proj", *OUTPUTS)
 
 
 def standard_deviation(config: ModelConfig, init: str, name: str) -> float:
@@ -37,9 +37,9 @@ def standard_deviation(config: ModelConfig, init: str, name: str) -> float:
         return 0.5 if matrix == "embedding" else 1 / math.sqrt(2 * config.d_model * n_layers)
     if init == "megatron" and matrix == "head":
         return 1 / math.sqrt(config.d_model)
-    if init == "megatron" and matrix in _OUTPUTS:
+    if init == "megatron" and matrix in OUTPUTS:
         return sigma / math.sqrt(2 * n_layers)
-    if init == "depth-scaled" and matrix in _OUTPUTS:
+    if init == "depth-scaled" and matrix in OUTPUTS:
         return sigma / math.sqrt(2 * (int(path[1]) + 1))
     if init == "deepnorm" and matrix in _DEEPNORM:
         return sigma * math.pow(8 * n_layers, -0.25)

@@ -39,14 +39,13 @@ from torch.utils.checkpoint import (
 )
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.model.matrices import INPUTS, OUTPUTS
 from hybridnorm.model.norms import FullWidthNorm, Norm, Scale
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placements import HEAD_NORMS
 
 MESH_DIMENSIONS = ("replicate", "shard", "tensor")
 Recompute = Literal["none", "selective", "full"]
-_COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-_ROWS = ("o_proj", "down_proj")
 _MATRIX_PRODUCTS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -140,9 +139,9 @@ def _plan(block: nn.Module) -> dict[str, ParallelStyle]:
     }
     for name, module in block.named_modules():
         last = name.rpartition(".")[2]
-        if last in _COLUMNS:
+        if last in INPUTS:
             plan[name] = ColwiseParallel()
-        elif last in _ROWS:
+        elif last in OUTPUTS:
             plan[name] = RowwiseParallel()
         elif isinstance(module, FullWidthNorm):
             plan[name] = OnActivations(Shard(2), Shard(0))

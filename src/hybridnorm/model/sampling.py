@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, check_at_least
 from hybridnorm.model.transformer import Transformer
 
 
@@ -90,11 +90,8 @@ def _sample(
 
 
 def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if max_new_tokens < 1:
-        raise HybridNormError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
-    if temperature < 0:
-        raise HybridNormError(f"temperature: must not be negative, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise HybridNormError(f"top_k: must be at least 1, got {top_k}")
+    check_at_least(1, "max_new_tokens", max_new_tokens)
+    check_at_least(0, "temperature", temperature)
+    check_at_least(1, "top_k", top_k)
     if top_p is not None and not 0 < top_p <= 1:
         raise HybridNormError(f"top_p: must lie in (0, 1], got {top_p}")

@@ -4,17 +4,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from hybridnorm.data import DataConfig
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, check_at_least, nearest
 from hybridnorm.model import ModelConfig
 
 
 def _at_least(smallest: float, owner: object, section: str, *names: str) -> None:
-    """Raise `HybridNormError` for the first field below `smallest`; None is not set."""
     for name in names:
-        value = getattr(owner, name)
-        if value is not None and not value >= smallest:
-            wanted = "not be negative" if smallest == 0 else f"be at least {smallest}"
-            raise HybridNormError(f"{section}{name}: must {wanted}, got {value}")
+        check_at_least(smallest, f"{section}{name}", getattr(owner, name))
 
 
 def _unused(owner: Any, section: str, *names: str) -> None:

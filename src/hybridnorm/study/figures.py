@@ -1,6 +1,5 @@
 """The figures of a study, as matplotlib SVGs. One colour per arm in all of them."""
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result
+from hybridnorm.text import svg
 from hybridnorm.train.report import Row
 
 # Okabe & Ito: distinguishable with every kind of colour vision.
@@ -38,20 +38,16 @@ def figures(study: Study, found: Sequence[Arm]) -> dict[str, Figure]:
     }
 
 
-def svg(figure: Figure, name: str) -> str:
+def figure_svg(figure: Figure, name: str) -> str:
     """A figure as an SVG element; `name` keeps its ids apart from those of other figures."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg(figure, name, bbox_inches="tight")
 
 
 def save_figures(found: dict[str, Figure], folder: Path) -> None:
     """Write every figure as NAME.svg."""
     folder.mkdir(exist_ok=True)
     for name, figure in found.items():
-        (folder / f"{name}.svg").write_text(svg(figure, name), encoding="utf-8")
+        (folder / f"{name}.svg").write_text(figure_svg(figure, name), encoding="utf-8")
 
 
 def _curves(

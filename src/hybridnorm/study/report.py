@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
-from hybridnorm.study.figures import figures, save_figures, svg
+from hybridnorm.study.figures import figure_svg, figures, save_figures
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result, arm_columns, arms, runs_text
 
@@ -49,7 +49,7 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
         "<h2>Result</h2>",
         _table(arm_columns(study, found)),
         *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
-        *(_figure(svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
+        *(_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),

@@ -20,7 +20,8 @@ from hybridnorm.recipe import dump_recipe, load_recipe
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import Result, read_results, results_table
-from hybridnorm.train.report import clock, read_metrics
+from hybridnorm.text import clock
+from hybridnorm.train.report import read_metrics, seconds_left
 
 _POLL = 0.5  # seconds
 
@@ -189,13 +190,12 @@ def _status(running: list[_Job]) -> Table:
             table.add_row(job.run.name, "starting")
             continue
         steps = job.run.recipe.train.steps
-        left = (steps - row["step"]) * row["tokens"] / row["step"] / row["tokens_per_second"]
         table.add_row(
             job.run.name,
             f"step {row['step']}/{steps}",
             f"loss {row['loss']:.4f}",
             f"{row['tokens_per_second']:,.0f} tokens/s",
-            f"{clock(left)} left",
+            f"{clock(seconds_left(row, steps))} left",
         )
     return table
 

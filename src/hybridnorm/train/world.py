@@ -1,6 +1,6 @@
 """The ranks that torchrun started, as one object; a single process is a world of one.
 
-A single process never touches torch.distributed, so it needs nothing of it (Windows, macOS).
+A single process never touches torch.distributed, so it needs nothing of it (macOS).
 """
 
 import os

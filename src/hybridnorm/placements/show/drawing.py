@@ -6,11 +6,9 @@ around them from where they leave the stream to the sum they enter.
 
 import hashlib
 import html
-import io
 import re
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from hybridnorm.errors import HybridNormError
@@ -20,6 +18,7 @@ from hybridnorm.placements.show.equations import carried
 from hybridnorm.placements.show.parts import Part
 from hybridnorm.placements.show.symbols import Group, Symbols
 from hybridnorm.placements.spec import Placement, Scale, Sublayer
+from hybridnorm.text import svg
 
 SKIP_COLOR = {"raw": "#5b6b82", "normed": "#b9821b", "block_input": "#8461a8"}
 _CLEAR, _PAD, _BETWEEN = 16.0, 14.0, 26.0  # box to skip, frame's inside, between frames
@@ -66,11 +65,11 @@ def drawing_svg(placement: Placement, n_layers: int = 12) -> str:
     Its ids begin with a digest of the placement, so that several drawings fit in one page.
     """
     prefix = hashlib.sha256(f"{placement}{n_layers}".encode()).hexdigest()[:8]
-    svg = _svg(placement, n_layers)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>d{prefix}-", svg[svg.index("<svg") :])
-    svg = svg.replace("*{stroke", f"#d{prefix}-figure_1 *{{stroke")
+    drawn = svg(draw(placement, n_layers), placement.name)
+    drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>d{prefix}-", drawn)
+    drawn = drawn.replace("*{stroke", f"#d{prefix}-figure_1 *{{stroke")
     label = html.escape(f"Drawing of {placement.title or placement.name}")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def save_drawing(placement: Placement, folder: Path, n_layers: int = 12) -> tuple[Path, Path]:
@@ -80,22 +79,15 @@ def save_drawing(placement: Placement, folder: Path, n_layers: int = 12) -> tupl
         HybridNormError: the folder cannot be written.
     """
     stem = re.sub(r"[^\w.+-]+", "-", placement.name).strip("-.") or "placement"
-    svg, png = folder / f"{stem}.svg", folder / f"{stem}.png"
+    drawing, png = folder / f"{stem}.svg", folder / f"{stem}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        svg.write_text(_svg(placement, n_layers), encoding="utf-8")
+        drawing.write_text(drawing_svg(placement, n_layers), encoding="utf-8")
         draw(placement, n_layers).savefig(png, dpi=200, metadata={"Software": None})
     except OSError as error:
         hint = "choose a folder you can write to"
         raise HybridNormError(f"out: cannot write {folder}: {error.strerror}; {hint}") from None
-    return svg, png
-
-
-def _svg(placement: Placement, n_layers: int) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": placement.name, "svg.fonttype": "path"}):
-        draw(placement, n_layers).savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return drawing, png
 
 
 class _Column:

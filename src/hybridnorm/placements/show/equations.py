@@ -42,14 +42,6 @@ def equations(placement: Placement, n_layers: int = 12) -> list[Section]:
     ]
 
 
-def equations_text(placement: Placement, n_layers: int = 12) -> str:
-    """`equations` as plain text, titles flush left and equations indented."""
-    return "\n".join(
-        "\n".join([section.title, *(f"  {line}" for line in section.lines)])
-        for section in equations(placement, n_layers)
-    )
-
-
 def carried(spec: Sublayer, symbols: Symbols) -> str:
     """What the residual of a sublayer carries: `x`, `N(y)`, `y + x`."""
     stream = _stream(spec)

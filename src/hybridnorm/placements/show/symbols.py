@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import check_at_least
 from hybridnorm.placements.properties import relevant
 from hybridnorm.placements.spec import BlockSpec, Norm, Placement, Scale, norms_of
 
@@ -46,8 +46,7 @@ def distinct_blocks(placement: Placement, n_layers: int) -> list[Group]:
     Raises:
         HybridNormError: no layers, or overrides that contradict each other.
     """
-    if n_layers < 1:
-        raise HybridNormError(f"n_layers: must be at least 1, got {n_layers}")
+    check_at_least(1, "n_layers", n_layers)
     groups: dict[BlockSpec, list[int]] = {}
     for layer in range(n_layers):
         groups.setdefault(placement.block(layer, n_layers), []).append(layer)

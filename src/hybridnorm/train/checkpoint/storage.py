@@ -8,7 +8,6 @@ the folder is renamed. A kill at any moment leaves the previous checkpoint untou
 ranks, in any layout, reads what another wrote.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from hybridnorm.data import checksum
 from hybridnorm.errors import HybridNormError
 from hybridnorm.placements import HEAD_NORMS
 from hybridnorm.train.checkpoint.retention import FOLDER, META, clear_partial, partial_path, prune
@@ -176,11 +176,6 @@ def load_checkpoint(checkpoint: Path, state: State, world: World | None = None) 
             load(state, storage_reader=reader, no_dist=world is None or world.mesh is None)
     except CheckpointException as error:
         raise HybridNormError(f"{checkpoint}: cannot load: {_root_cause(error)}") from None
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

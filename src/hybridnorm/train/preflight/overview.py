@@ -8,6 +8,7 @@ from rich.table import Table
 from hybridnorm.model import ModelConfig, ParameterCounts, flops_per_token, parameter_counts, scheme
 from hybridnorm.placements import Placement, stream_norms
 from hybridnorm.recipe import Recipe
+from hybridnorm.text import size
 from hybridnorm.train.preflight.memory import memory_estimate
 from hybridnorm.train.preflight.misfits import Mix, epochs, misfits
 
@@ -106,10 +107,10 @@ def _memory(
         recipe, placement, shard=shard, micro_batch_size=micro_batch_size, device=device
     )
     parts = (
-        f"{name} {_size(getattr(estimate, name))}"
+        f"{name} {size(getattr(estimate, name))}"
         for name in ("weights", "gradients", "optimizer", "activations", "working")
     )
-    return f"about {_size(estimate.total)} per rank ({', '.join(parts)})"
+    return f"about {size(estimate.total)} per rank ({', '.join(parts)})"
 
 
 def _data(recipe: Recipe, mix: Mix) -> str:
@@ -129,9 +130,3 @@ def _si(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.3g}{prefix}"
     return f"{number:,.0f}"
-
-
-def _size(n_bytes: float) -> str:
-    """Bytes as MiB, or as GiB from 1 GiB on."""
-    gib = n_bytes / 2**30
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{n_bytes / 2**20:.1f} MiB"

@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object per line, append-only, the truth about a run. No torch."""
 
+import fcntl
 import json
 import math
 import os
@@ -86,10 +87,6 @@ def read_metrics(run_dir: Path) -> Metrics:
 
 def _lock(file: TextIO, run_dir: Path) -> None:
     """Keep other processes out for as long as the file is open, however this one ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

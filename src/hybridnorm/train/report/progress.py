@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from hybridnorm.recipe import Recipe
+from hybridnorm.text import clock, size
 
 _PLAIN_LINES = 20  # at most so many training lines where there is no terminal
 
@@ -32,10 +33,10 @@ class TrainingProgress:
         self._bar.stop()
 
     def train(self, row: dict[str, Any]) -> None:
-        left = (self.steps - row["step"]) * row["tokens"] / row["step"] / row["tokens_per_second"]
         # What a narrow terminal cuts off matters least.
+        left = clock(seconds_left(row, self.steps))
         line = (
-            f"step {row['step']:>6}/{self.steps}  loss {row['loss']:.4f}  {clock(left)} left  "
+            f"step {row['step']:>6}/{self.steps}  loss {row['loss']:.4f}  {left} left  "
             f"{row['tokens_per_second']:,.0f} tokens/s  grad_norm {row['grad_norm']:.3f}  "
             f"lr {row['lr']:.2e}  {_effort(row)}"
         )
@@ -61,11 +62,10 @@ def _effort(row: dict[str, Any]) -> str:
     compute = (
         f"mfu {row['mfu']:.1%}" if "mfu" in row else f"{row['flops_per_second'] / 1e9:,.0f} GFLOP/s"
     )
-    return f"{compute}  {row['peak_memory_bytes'] / 2**30:.1f} GiB"
+    return f"{compute}  {size(row['peak_memory_bytes'])}"
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+def seconds_left(row: dict[str, Any], steps: int) -> float:
+    """Until the last of `steps`, at the speed of a logged row."""
+    tokens_per_step = row["tokens"] / row["step"]
+    return float((steps - row["step"]) * tokens_per_step / row["tokens_per_second"])
