@@ -1,13 +1,20 @@
+import contextlib
+import io
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+from hybridnorm.cli import main
+
 torch.set_num_threads(1)
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 WORDS = (
     "the",
@@ -37,8 +44,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(corpus: Path, tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="session")
+def tiny(corpus: Path) -> list[str]:
     """Overrides that make a run take a second."""
     return [
         *("--data.source", str(corpus)),
@@ -69,6 +76,36 @@ def hybridnorm(*args: object, timeout: float = 120) -> subprocess.CompletedProce
     )
 
 
-@pytest.fixture
-def cli() -> object:
+def hybridnorm_here(*args: object) -> subprocess.CompletedProcess[str]:
+    """The command line in this process: no seconds for the import of torch.
+
+    Only for verbs that need no process of their own: signals and ranks do.
+    """
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    code = 0
+    with (
+        mock.patch.object(sys, "argv", ["hybridnorm", *map(str, args)]),
+        mock.patch.dict(os.environ, COLUMNS="200"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as stop:  # as Python itself ends
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            if isinstance(stop.code, str):
+                print(stop.code, file=err)
+    out.seek(0), err.seek(0)
+    return subprocess.CompletedProcess(args, code, out.read(), err.read())
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """`hybridnorm` with these arguments, in this process."""
+    return hybridnorm_here
+
+
+@pytest.fixture(scope="session")
+def own_process() -> Cli:
+    """`hybridnorm` with these arguments, as users start it."""
     return hybridnorm
