@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import torch
 from hybridnorm.cli import main
 
 torch.set_num_threads(1)
+# In the background a shell ignores Ctrl-C, and so would the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 WORDS = (
@@ -29,6 +32,12 @@ WORDS = (
     "falls",
     "deep",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left alone with one at the end."""
+    long = ["test_ranks.py", "test_chaos.py", "test_run.py", "test_study.py"]
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
 
 
 @pytest.fixture(scope="session")

@@ -67,9 +67,7 @@ def test_a_run_learns_and_says_what_it_did(undisturbed: Path) -> None:
     assert (undisturbed / "placement.toml").exists()
 
 
-def test_the_run_directory_reproduces_the_run(
-    cli: Cli, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_the_run_directory_reproduces_the_run(cli: Cli, undisturbed: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     result = cli("train", undisturbed / "recipe.toml", "--run-dir", again)
     assert result.returncode == 0, result.stderr
