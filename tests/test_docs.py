@@ -1,4 +1,4 @@
-"""What the pages say: their Python runs and prints what they show, their options and files exist."""
+"""What the pages say: Python that runs and prints what is shown, options and files that exist."""
 
 import contextlib
 import io
