@@ -1,23 +1,15 @@
-import contextlib
-import io
-import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 
-from hybridnorm.cli import main
+from command_line import Cli, in_own_process, in_process
 
 torch.set_num_threads(1)
 # In the background a shell ignores Ctrl-C, and so would the processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 WORDS = (
     "the",
@@ -74,47 +66,13 @@ def tiny(corpus: Path) -> list[str]:
     ]
 
 
-def hybridnorm(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "hybridnorm", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-
-
-def hybridnorm_here(*args: object) -> subprocess.CompletedProcess[str]:
-    """The command line in this process: no seconds for the import of torch.
-
-    Only for verbs that need no process of their own: signals and ranks do.
-    """
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    code = 0
-    with (
-        mock.patch.object(sys, "argv", ["hybridnorm", *map(str, args)]),
-        mock.patch.dict(os.environ, COLUMNS="200"),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as stop:  # as Python itself ends
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            if isinstance(stop.code, str):
-                print(stop.code, file=err)
-    out.seek(0), err.seek(0)
-    return subprocess.CompletedProcess(args, code, out.read(), err.read())
-
-
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     """`hybridnorm` with these arguments, in this process."""
-    return hybridnorm_here
+    return in_process
 
 
 @pytest.fixture(scope="session")
 def own_process() -> Cli:
     """`hybridnorm` with these arguments, as users start it."""
-    return hybridnorm
+    return in_own_process

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import Cli
+from command_line import Cli
 from hybridnorm.placements import placement
 from hybridnorm.train.report.metrics import MetricsWriter
 

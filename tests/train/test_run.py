@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from command_line import Cli
 from hybridnorm.train.report.metrics import read_metrics
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def losses(run_dir: Path) -> dict[int, tuple[float, float]]:

@@ -8,12 +8,12 @@ import sys
 
 from ranks import join_once
 
-from conftest import hybridnorm_here
+from command_line import in_process
 
 
 def main() -> None:
     join_once()
-    results = [hybridnorm_here(*argv) for argv in json.loads(sys.argv[1])]
+    results = [in_process(*argv) for argv in json.loads(sys.argv[1])]
     print(json.dumps([[r.returncode, r.stdout, r.stderr] for r in results]))
 
 
