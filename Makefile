@@ -1,17 +1,20 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
+# A worker per core; files stay together, for what their tests share.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 .PHONY: demo test test-slow check clean
 
 demo: $(VENV)/.demo  ## train four placements on real text, print a table, write a report
 	$(VENV)/bin/hybridnorm study demo --jobs 2
 
-test: $(VENV)/.dev  ## run the tests
-	$(VENV)/bin/pytest
+test: $(VENV)/.dev  ## run the tests: minutes, before a commit
+	$(PYTEST)
 
-test-slow: $(VENV)/.dev  ## run the slow tests too
-	$(VENV)/bin/pytest -m "slow or not slow"
+test-slow: $(VENV)/.dev  ## run all the tests, the slow ones too
+	$(PYTEST) -m "slow or not slow"
 
 check: $(VENV)/.dev  ## lint, format and types
 	$(VENV)/bin/ruff check .

@@ -1,13 +1,15 @@
-import os
 import random
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from command_line import Cli, in_own_process, in_process
+
 torch.set_num_threads(1)
+# In the background a shell ignores Ctrl-C, and so would the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = (
     "the",
@@ -24,6 +26,12 @@ WORDS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left alone with one at the end."""
+    long = ["test_ranks.py", "test_chaos.py", "test_run.py", "test_study.py"]
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small generated documents, the same on every machine."""
@@ -37,8 +45,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(corpus: Path, tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="session")
+def tiny(corpus: Path) -> list[str]:
     """Overrides that make a run take a second."""
     return [
         *("--data.source", str(corpus)),
@@ -58,17 +66,13 @@ def tiny(corpus: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-def hybridnorm(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "hybridnorm", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """`hybridnorm` with these arguments, in this process."""
+    return in_process
 
 
-@pytest.fixture
-def cli() -> object:
-    return hybridnorm
+@pytest.fixture(scope="session")
+def own_process() -> Cli:
+    """`hybridnorm` with these arguments, as users start it."""
+    return in_own_process

@@ -49,7 +49,7 @@ def test_the_estimate_is_near_the_peak(
     compiled: bool, device: torch.device, record_property: Callable[[str, object], None]
 ) -> None:
     if device.type != "cuda":
-        pytest.skip("tests/train/test_memory.py measures on the CPU")
+        pytest.skip("tests/train/preflight/test_memory.py measures on the CPU")
     recipe = Recipe(model=CONFIG, train=TrainConfig(seq_len=LENGTH, dtype="bf16"))
     chosen = placement(CONFIG.placement)
     estimate = memory_estimate(recipe, chosen, micro_batch_size=BATCH, device="cuda")

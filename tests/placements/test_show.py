@@ -2,16 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from command_line import Cli
 from hybridnorm.errors import HybridNormError
 from hybridnorm.placements import strategies
 from hybridnorm.placements.show.command import show
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.parametrize("name", strategies())

@@ -4,12 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from command_line import Cli
 from hybridnorm.errors import HybridNormError
 from hybridnorm.study.plan import load_study
 from hybridnorm.study.report import write_report
@@ -17,7 +17,6 @@ from hybridnorm.study.results import arms, read_results
 from hybridnorm.study.statistics import compare, t95
 from hybridnorm.train.report.metrics import MetricsWriter, read_metrics
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = """
 title = "A study"
 baseline = "pre-norm"

@@ -1,21 +1,29 @@
-"""Run by torchrun: trains several placements on one set of ranks, one launch for all.
+"""Run by torchrun: several trainings, one after the other, on one set of ranks.
 
-torchrun ... tests/train/ranks.py OUT PLACEMENTS RECIPE [dotted.field=value ...]
+torchrun ... tests/train/ranks.py JOBS
+JOBS is the path of a JSON array of {"out", "placements", "recipe", "fields": {dotted: value}}.
 """
 
 import hashlib
 import json
 import sys
-import tomllib
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from hybridnorm.placements import placement
 from hybridnorm.recipe.load import load_recipe
 from hybridnorm.train.run import build_model, train_on
 from hybridnorm.train.world import end_rank, open_world
+
+
+def join_once() -> None:
+    """Join the ranks; worlds opened from now on are new meshes of the same processes."""
+    dist.init_process_group("gloo")
+    dist.init_process_group = dist.destroy_process_group = lambda *_: None
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -27,23 +35,29 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    out, names, recipe_path = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3]
-    fields = {k: v for word in sys.argv[4:] for k, v in [word.split("=", 1)]}
-    overrides = {k: tomllib.loads(f"x = {v}")["x"] for k, v in fields.items()}
+def work(job: dict[str, Any]) -> None:
+    """Train each of the placements into its folder below `out`; one that is there is resumed."""
+    out = Path(job["out"])
     recipes = {
-        name: load_recipe(recipe_path, {**overrides, "model.placement": name}).in_steps()
-        for name in names
+        name: load_recipe(job["recipe"], {**job["fields"], "model.placement": name}).in_steps()
+        for name in job["placements"]
     }
     prints = {}
-    with open_world("cpu", recipes[names[0]].parallel) as world:
+    with open_world("cpu", next(iter(recipes.values())).parallel) as world:
         for name, recipe in recipes.items():
             train_on(world, recipe, out / name, resume=(out / name).exists())
             whole = load_recipe(out / name / "recipe.toml")  # with the vocabulary size
             prints[name] = fingerprint(build_model(whole, placement(name), world))
         if world.is_main:
             (out / "weights.json").write_text(json.dumps(prints))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if dist.is_torchelastic_launched():
+        join_once()
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        work(job)
 
 
 if __name__ == "__main__":

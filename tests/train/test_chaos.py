@@ -1,5 +1,6 @@
 """Two ranks, killed again and again, in the middle of saving too: the losses do not change."""
 
+import json
 import os
 import random
 import socket
@@ -18,19 +19,24 @@ STEPS = 60
 
 
 def start(run_dir: Path, *args: str) -> list[subprocess.Popen[str]]:
-    """Two ranks of one run, started as a cluster's scheduler would, without torchrun."""
+    """Two ranks of one run."""
+    return start_ranks("-m", "hybridnorm", "train", "demo", "--run-dir", str(run_dir), *args)
+
+
+def start_ranks(*command: str) -> list[subprocess.Popen[str]]:
+    """Two ranks, started as a cluster's scheduler would, without torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "hybridnorm", "train", "demo", "--run-dir", str(run_dir)]
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return [
         subprocess.Popen(
-            [*command, *args],
+            [sys.executable, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in ("0", "1")
     ]
@@ -66,7 +72,7 @@ def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
 @pytest.mark.parametrize(
     ("kills", "background"),
     [
-        (4, False),
+        (2, False),
         pytest.param(10, False, marks=pytest.mark.slow),
         pytest.param(10, True, marks=pytest.mark.slow),
     ],
@@ -110,22 +116,29 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == [f"step-{stopped:08d}"]
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--parallel.tensor", "4"], "tensor 4 is 4 ranks, but there are 2"),
-        (["--train.batch-size", "3"], "train.batch_size: 3 sequences do not divide among 2"),
-        (["--train.micro-batch-size", "4"], "train.micro_batch_size: 4 does not divide the 2"),
-        (["--parallel.tensor", "2", "--model.n-kv-heads", "1"], "do not divide model.n_kv_heads 1"),
-    ],
-)
-def test_a_layout_that_does_not_fit_is_one_line(
-    args: list[str], message: str, tiny: list[str], tmp_path: Path
-) -> None:
-    ranks = start(tmp_path / "run", *tiny, *args)
+def test_a_layout_that_does_not_fit_is_one_line(tiny: list[str], tmp_path: Path) -> None:
+    ranks = start(tmp_path / "run", *tiny, "--parallel.tensor", "4")
     outputs = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
-    assert message in outputs[0] and "Traceback" not in "".join(outputs)
+    assert "tensor 4 is 4 ranks, but there are 2" in outputs[0]
+    assert "Traceback" not in "".join(outputs)
     assert outputs[0].count("\n") == 1, outputs[0]
     assert outputs[1] == "", "rank 0 says it"
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_layouts_that_do_not_fit(tiny: list[str], tmp_path: Path) -> None:
+    cases = {
+        "train.batch_size: 3 sequences do not divide among 2": ["--train.batch-size", "3"],
+        "train.micro_batch_size: 4 does not divide the 2": ["--train.micro-batch-size", "4"],
+        "do not divide model.n_kv_heads 1": ["--parallel.tensor", "2", "--model.n-kv-heads", "1"],
+    }
+    run_dir = str(tmp_path / "run")
+    verbs = [["train", "demo", "--run-dir", run_dir, *tiny, *args] for args in cases.values()]
+    ranks = start_ranks(str(Path(__file__).with_name("verbs.py")), json.dumps(verbs))
+    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in ranks)
+    for message, (status, output, error) in zip(cases, first, strict=True):
+        assert status == 1 and output == "" and message in error
+        assert error.count("\n") == 1 and "Traceback" not in error
+    assert second == [[1, "", ""]] * 3, "rank 0 says it"
     assert not (tmp_path / "run").exists()

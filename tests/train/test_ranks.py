@@ -4,46 +4,124 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from hybridnorm.train.report.metrics import read_metrics
+from hybridnorm.train.report.metrics import Metrics, read_metrics
 from runs import losses
 
 PLACEMENTS = ("hybridnorm-star", "post-norm", "olmo2")
-LAYOUTS = {
-    "one process": (1, ()),
-    "twice the accumulation": (1, ("train.micro_batch_size=6",)),
-    "2 ranks": (2, ()),
-    "3 ranks": (3, ()),
-    "4 ranks": (4, ("train.micro_batch_size=1", "train.async_checkpoints=true")),
-    "2 x 2 HSDP": (4, ("parallel.replicate=2", "train.micro_batch_size=1")),
-    "2 FSDP x 2 TP": (4, ("parallel.tensor=2", 'parallel.activation_checkpointing="selective"')),
+Fields = dict[str, object]
+LAYOUTS: dict[str, tuple[int, Fields]] = {
+    "one process": (1, {}),
+    "twice the accumulation": (1, {"train.micro_batch_size": 6}),
+    "2 ranks": (2, {}),
+    "3 ranks": (3, {}),
+    "4 ranks": (4, {"train.micro_batch_size": 1, "train.async_checkpoints": True}),
+    "2 x 2 HSDP": (4, {"parallel.replicate": 2, "train.micro_batch_size": 1}),
+    "2 FSDP x 2 TP": (
+        4,
+        {"parallel.tensor": 2, "parallel.activation_checkpointing": "selective"},
+    ),
 }
-
-
-EXPERTS = ("model.n_experts=4", "model.n_shared_experts=1")
 # The load of a micro-batch is balanced over all ranks; every layout has one of 12 sequences.
-LAYOUTS_WITH_EXPERTS = {
-    "2 ranks": (2, ()),
-    "3 ranks, recomputed": (3, ('parallel.activation_checkpointing="full"',)),
-    "2 x 2 HSDP": (4, ("parallel.replicate=2",)),
+LAYOUTS_WITH_EXPERTS: dict[str, tuple[int, Fields]] = {
+    "experts, one process": (1, {}),
+    "experts, 2 ranks": (2, {}),
+    "experts, 3 ranks, recomputed": (3, {"parallel.activation_checkpointing": "full"}),
+    "experts, 2 x 2 HSDP": (4, {"parallel.replicate": 2}),
 }
+EXPERTS: Fields = {"model.n_experts": 4, "model.n_shared_experts": 1}
+RESUMED = [
+    ("one process", "2 FSDP x 2 TP"),
+    ("2 FSDP x 2 TP", "one process"),
+    ("4 ranks", "2 x 2 HSDP"),
+    ("2 x 2 HSDP", "3 ranks"),
+    ("2 ranks", "2 ranks"),
+    ("experts, 2 x 2 HSDP", "experts, one process"),
+]
 
 
-def launch(
-    ranks: int, out: Path, recipe: Path, *fields: str, placements: tuple[str, ...] = PLACEMENTS
-) -> None:
-    """Train the placements on `ranks` ranks; 1 is a plain process without torch.distributed."""
-    script = [Path(__file__).with_name("ranks.py"), out, ",".join(placements), recipe, *fields]
+class Training(NamedTuple):
+    """Runs of a layout from step 0, or from the middle of the runs of another layout."""
+
+    layout: str
+    resumes: str = ""
+
+    @property
+    def ranks(self) -> int:
+        return {**LAYOUTS, **LAYOUTS_WITH_EXPERTS}[self.layout][0]
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        return PLACEMENTS[:1] if self.layout in LAYOUTS_WITH_EXPERTS else PLACEMENTS
+
+    @property
+    def fields(self) -> Fields:
+        if self.layout in LAYOUTS_WITH_EXPERTS:
+            return {**EXPERTS, **LAYOUTS_WITH_EXPERTS[self.layout][1]}
+        return LAYOUTS[self.layout][1]
+
+
+def launch(ranks: int, jobs: list[dict[str, object]], folder: Path) -> None:
+    """Do the jobs on `ranks` ranks; 1 is a plain process without torch.distributed."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    script = [str(Path(__file__).with_name("ranks.py")), str(path)]
     command = [sys.executable, *(torchrun if ranks > 1 else []), *script]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-4000:]
     assert "UserWarning" not in result.stderr
+
+
+class Runs:
+    """All the trainings, each done once, as many as possible in one launch of some ranks."""
+
+    def __init__(self, recipe: Path, folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.launched = cache(self._launch)
+
+    def of(self, layout: str, resumes: str = "") -> Path:
+        """The folder of a training."""
+        training = Training(layout, resumes)
+        return self.launched(training.ranks, bool(resumes)) / str(list(training))
+
+    def _launch(self, ranks: int, resumed: bool) -> Path:
+        """The trainings on so many ranks, those from step 0 or the resumed ones."""
+        if resumed:
+            trainings = [Training(after, before) for before, after in RESUMED]
+        else:
+            trainings = [Training(layout) for layout in (*LAYOUTS, *LAYOUTS_WITH_EXPERTS)]
+        folder = self.folder / f"{ranks} {'resumed' if resumed else 'from step 0'}"
+        folder.mkdir()
+        jobs = []
+        for training in trainings:
+            if training.ranks == ranks:
+                out = folder / str(list(training))
+                self._prepare(training, out)
+                jobs.append(self.job(out, training.placements, training.fields))
+        launch(ranks, jobs, folder)
+        return folder
+
+    def _prepare(self, training: Training, out: Path) -> None:
+        if training.resumes:
+            shutil.copytree(self.of(training.resumes), out)
+            for newest in out.glob("*/checkpoints/step-00000020"):
+                shutil.rmtree(newest)
+
+    def job(self, out: Path, placements: tuple[str, ...], fields: Fields) -> dict[str, object]:
+        """A job for ranks.py."""
+        return {
+            "out": str(out),
+            "placements": placements,
+            "recipe": str(self.recipe),
+            "fields": fields,
+        }
 
 
 def held_out(run_dir: Path) -> list[float]:
@@ -52,6 +130,10 @@ def held_out(run_dir: Path) -> list[float]:
 
 def close_to(values: list[float]) -> object:
     return pytest.approx(values, abs=1e-6, rel=0)
+
+
+def assert_resumed_in_the_middle(metrics: Metrics) -> None:
+    assert (metrics.events[-2]["event"], metrics.events[-2]["step"]) == ("resumed", 10)
 
 
 @pytest.fixture(scope="module")
@@ -88,22 +170,13 @@ warmup_steps = 2
 
 
 @pytest.fixture(scope="module")
-def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The finished runs of a layout, trained once."""
-
-    @cache
-    def run(layout: str) -> Path:
-        out = tmp_path_factory.mktemp("runs")
-        ranks, fields = LAYOUTS[layout]
-        launch(ranks, out, recipe, *fields)
-        return out
-
-    return run
+def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(recipe, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
-def test_any_layout_starts_and_trains_alike(layout: str, trained: Callable[[str], Path]) -> None:
-    expected, found = trained("one process"), trained(layout)
+def test_any_layout_starts_and_trains_alike(layout: str, runs: Runs) -> None:
+    expected, found = runs.of("one process"), runs.of(layout)
     start = [json.loads((out / "weights.json").read_text()) for out in (expected, found)]
     assert start[0] == start[1], "the initial weights differ"
     for name in PLACEMENTS:
@@ -113,63 +186,43 @@ def test_any_layout_starts_and_trains_alike(layout: str, trained: Callable[[str]
 
 
 @pytest.mark.slow
-def test_compiled_bfloat16_on_two_ranks_stays_near_float32(
-    trained: Callable[[str], Path], recipe: Path, tmp_path: Path
-) -> None:
-    fields = ('train.dtype="bf16"', 'train.compile="on"')
-    launch(2, tmp_path, recipe, *fields)
+def test_compiled_bfloat16_on_two_ranks_stays_near_float32(runs: Runs, tmp_path: Path) -> None:
+    fields: Fields = {"train.dtype": "bf16", "train.compile": "on"}
+    launch(2, [runs.job(tmp_path, PLACEMENTS, fields)], tmp_path)
     for name in PLACEMENTS:
-        expected = losses(trained("one process") / name)
+        expected = losses(runs.of("one process") / name)
         assert losses(tmp_path / name) == pytest.approx(expected, abs=0.03, rel=0), name
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("one process", "2 FSDP x 2 TP"),
-        ("2 FSDP x 2 TP", "one process"),
-        ("4 ranks", "2 x 2 HSDP"),
-        ("2 x 2 HSDP", "3 ranks"),
-        ("2 ranks", "2 ranks"),
-    ],
-)
-def test_a_run_resumes_in_another_layout(
-    before: str, after: str, trained: Callable[[str], Path], recipe: Path, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(trained(before), tmp_path / "resumed"))
-    for newest in out.glob("*/checkpoints/step-00000020"):
-        shutil.rmtree(newest)
-    ranks, fields = LAYOUTS[after]
-    launch(ranks, out, recipe, *fields)
+@pytest.mark.parametrize(("before", "after"), RESUMED[:-1])
+def test_a_run_resumes_in_another_layout(before: str, after: str, runs: Runs) -> None:
+    out = runs.of(after, resumes=before)
     for name in PLACEMENTS:
-        assert read_metrics(out / name).events[-2]["event"] == "resumed"
-        assert read_metrics(out / name).events[-2]["step"] == 10
-        expected = losses(trained(before) / name)
+        assert_resumed_in_the_middle(read_metrics(out / name))
+        expected = losses(runs.of(before) / name)
         if before == after:
             assert losses(out / name) == expected, f"{name}: not bitwise"
         assert losses(out / name) == close_to(expected), name
 
 
-def test_experts_train_alike_and_resume_in_other_layouts(recipe: Path, tmp_path: Path) -> None:
-    name = "hybridnorm-star"
+def numbers_of_experts(run_dir: Path) -> list[float]:
     terms = ("loss", "load_balance_loss", "router_z_loss", "max_expert_load", "router_entropy")
+    rows = read_metrics(run_dir).train
+    assert len(rows) == 20 and not any(row["dropped_tokens"] for row in rows)
+    return [row[term] for row in rows for term in terms]
 
-    def numbers(out: Path) -> list[float]:
-        rows = read_metrics(out / name).train
-        assert len(rows) == 20 and not any(row["dropped_tokens"] for row in rows)
-        return [row[term] for row in rows for term in terms]
 
-    alone = tmp_path / "alone"
-    launch(1, alone, recipe, *EXPERTS, placements=(name,))
-    for layout, (ranks, fields) in LAYOUTS_WITH_EXPERTS.items():
-        out = tmp_path / layout
-        launch(ranks, out, recipe, *EXPERTS, *fields, placements=(name,))
-        assert numbers(out) == close_to(numbers(alone)), layout
-        assert held_out(out / name) == close_to(held_out(alone / name)), layout
-    shutil.rmtree(out / name / "checkpoints" / "step-00000020")
-    launch(1, out, recipe, *EXPERTS, placements=(name,))
-    assert (
-        read_metrics(out / name).events[-2] | {"event": "resumed", "step": 10}
-        == (read_metrics(out / name).events[-2])
-    )
-    assert numbers(out) == close_to(numbers(alone))
+@pytest.mark.parametrize("layout", list(LAYOUTS_WITH_EXPERTS)[1:])
+def test_experts_train_alike_in_any_layout(layout: str, runs: Runs) -> None:
+    alone = runs.of("experts, one process") / PLACEMENTS[0]
+    found = runs.of(layout) / PLACEMENTS[0]
+    assert numbers_of_experts(found) == close_to(numbers_of_experts(alone))
+    assert held_out(found) == close_to(held_out(alone))
+
+
+def test_experts_resume_in_another_layout(runs: Runs) -> None:
+    before, after = RESUMED[-1]
+    run_dir = runs.of(after, resumes=before) / PLACEMENTS[0]
+    assert_resumed_in_the_middle(read_metrics(run_dir))
+    alone = runs.of("experts, one process") / PLACEMENTS[0]
+    assert numbers_of_experts(run_dir) == close_to(numbers_of_experts(alone))

@@ -1,15 +1,13 @@
 """The recipe's optimizer, schedule and z-loss, from the command line to the metrics and back."""
 
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from command_line import Cli
 from hybridnorm.train.report.metrics import read_metrics
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 MUON = [
     *("--optimizer.name", "muon"),
     *("--schedule.name", "wsd"),

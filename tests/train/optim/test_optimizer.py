@@ -206,7 +206,7 @@ def test_what_a_checkpoint_could_not_continue_fails_before_the_run(cls: type, me
 
 
 def documented() -> list[str]:
-    text = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "optimizers.md").read_text(encoding="utf-8")
     return re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
 
 
