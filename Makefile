@@ -28,7 +28,7 @@ clean:
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit("hybridnorm needs Python 3.11 or newer; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install torch==2.13.0 || $(PIP) install "torch>=2.10"
+	$(PIP) install torch==2.13.0 || $(PIP) install "torch>=2.11"
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
