@@ -56,7 +56,7 @@ class Trainer:
             for part, weight in zip(tokens.parts, data.weights, strict=True)
         ]
         batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
-        self.feed = MicroBatches(batches, world, train)
+        self.batches = MicroBatches(batches, world, train)
         self.held_out = Mixture(data, "validation")
         self.identity = identity(recipe, model, tokens.fingerprint)
         self.guard = SkipGuard(train.max_skipped_steps)
@@ -165,16 +165,16 @@ class Trainer:
     def _backward(self) -> dict[str, Tensor]:
         """Gradients of the step's batch; its loss terms and what is watched, detached."""
         sums: dict[str, Tensor] = {}
-        for index, batch in enumerate(self.feed.step(self.step), start=1):
+        for index, batch in enumerate(self.batches.step(self.step), start=1):
             if isinstance(self.model, FSDPModule):
                 # Copies of the model (HSDP) exchange gradients once per step.
-                self.model.set_requires_all_reduce(index == self.feed.n_micro)
+                self.model.set_requires_all_reduce(index == self.batches.n_micro)
             for hook in self.hooks:
                 hook.before_forward(self._state())
             total, terms, watched = objective(self.model, batch, self.config, self.world)
-            (total / self.feed.n_micro).backward()  # type: ignore[no-untyped-call]
+            (total / self.batches.n_micro).backward()  # type: ignore[no-untyped-call]
             for name, number in (terms | watched).items():
-                part = number.detach() / self.feed.n_micro
+                part = number.detach() / self.batches.n_micro
                 sums[name] = sums[name] + part if name in sums else part
         for hook in self.hooks:
             hook.after_backward(self._state())
@@ -193,7 +193,7 @@ class Trainer:
         for step, numbers in enumerate(steps, start=first):
             if self.guard.is_fatal(numbers["grad_norm"]):
                 error = self.guard.diverged(
-                    self.model, next(self.feed.step(step - 1)), step, numbers["loss"], self.world
+                    self.model, next(self.batches.step(step - 1)), step, numbers["loss"], self.world
                 )
                 self._event("diverged", step=step, reason=str(error))
                 raise error
@@ -223,7 +223,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch, rows in self.feed.held_out(self.held_out, self.config.eval_sequences):
+        for batch, rows in self.batches.held_out(self.held_out, self.config.eval_sequences):
             loss = self.model.loss(*batch)
             sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
         if isinstance(self.model, FSDPModule):
