@@ -1,11 +1,13 @@
 """Run by torchrun: several trainings, one after the other, on one set of ranks.
 
 torchrun ... tests/train/ranks.py JOBS
-JOBS is the path of a JSON array of {"out", "placements", "recipe", "fields": {dotted: value}}.
+JOBS is the path of a JSON array of {"out", "placements", "recipe", "fields": {dotted: value}} and,
+for runs that are continued, "resumes": the folder of runs whose newest checkpoint is forgotten.
 """
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from hybridnorm.placements import placement
 from hybridnorm.recipe.load import load_recipe
+from hybridnorm.train.checkpoint.retention import list_checkpoints
 from hybridnorm.train.run import build_model, train_on
 from hybridnorm.train.world import end_rank, open_world
 
@@ -35,8 +38,14 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def copy_first_half(before: Path, out: Path) -> None:
+    shutil.copytree(before, out)
+    for run_dir in before.glob("*/"):
+        shutil.rmtree(out / run_dir.name / "checkpoints" / list_checkpoints(run_dir)[-1].name)
+
+
 def work(job: dict[str, Any]) -> None:
-    """Train each of the placements into its folder below `out`; one that is there is resumed."""
+    """Train each of the placements into its folder below `out`, or go on with what it resumes."""
     out = Path(job["out"])
     recipes = {
         name: load_recipe(job["recipe"], {**job["fields"], "model.placement": name}).in_steps()
@@ -44,8 +53,10 @@ def work(job: dict[str, Any]) -> None:
     }
     prints = {}
     with open_world("cpu", next(iter(recipes.values())).parallel) as world:
+        if "resumes" in job:
+            world.on_main(lambda: copy_first_half(Path(job["resumes"]), out))
         for name, recipe in recipes.items():
-            train_on(world, recipe, out / name, resume=(out / name).exists())
+            train_on(world, recipe, out / name, resume="resumes" in job)
             whole = load_recipe(out / name / "recipe.toml")  # with the vocabulary size
             prints[name] = fingerprint(build_model(whole, placement(name), world))
         if world.is_main:

@@ -1,7 +1,6 @@
 """One run on different numbers and layouts of ranks (gloo, CPU): the same weights and losses."""
 
 import json
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -14,6 +13,7 @@ from hybridnorm.train.report.metrics import Metrics, read_metrics
 from runs import losses
 
 PLACEMENTS = ("hybridnorm-star", "post-norm", "olmo2")
+STEPS = 10
 Fields = dict[str, object]
 LAYOUTS: dict[str, tuple[int, Fields]] = {
     "one process": (1, {}),
@@ -84,35 +84,32 @@ class Runs:
     def __init__(self, recipe: Path, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.launched = cache(self._launch)
+        self._launched = cache(self._launch)
 
     def of(self, layout: str, resumes: str = "") -> Path:
         """The folder of a training."""
         training = Training(layout, resumes)
-        return self.launched(training.ranks, bool(resumes)) / str(list(training))
+        return self._launched(training.ranks, late(training)) / folder_of(training)
 
-    def _launch(self, ranks: int, resumed: bool) -> Path:
-        """The trainings on so many ranks, those from step 0 or the resumed ones."""
-        if resumed:
-            trainings = [Training(after, before) for before, after in RESUMED]
-        else:
-            trainings = [Training(layout) for layout in (*LAYOUTS, *LAYOUTS_WITH_EXPERTS)]
-        folder = self.folder / f"{ranks} {'resumed' if resumed else 'from step 0'}"
-        folder.mkdir()
+    def _launch(self, ranks: int, is_late: bool) -> Path:
+        folder = self.folder / f"{ranks}{' late' if is_late else ''}"
+        trainings = [
+            *(Training(layout) for layout in (*LAYOUTS, *LAYOUTS_WITH_EXPERTS)),
+            *(Training(after, before) for before, after in RESUMED),
+        ]
         jobs = []
         for training in trainings:
-            if training.ranks == ranks:
-                out = folder / str(list(training))
-                self._prepare(training, out)
-                jobs.append(self.job(out, training.placements, training.fields))
+            if (training.ranks, late(training)) == (ranks, is_late):
+                job = self.job(folder / folder_of(training), training.placements, training.fields)
+                if training.resumes:
+                    before = Training(training.resumes)
+                    here = (before.ranks, late(before)) == (ranks, is_late)  # done just before
+                    parent = folder if here else self._launched(before.ranks, late(before))
+                    job["resumes"] = str(parent / folder_of(before))
+                jobs.append(job)
+        folder.mkdir()
         launch(ranks, jobs, folder)
         return folder
-
-    def _prepare(self, training: Training, out: Path) -> None:
-        if training.resumes:
-            shutil.copytree(self.of(training.resumes), out)
-            for newest in out.glob("*/checkpoints/step-00000020"):
-                shutil.rmtree(newest)
 
     def job(self, out: Path, placements: tuple[str, ...], fields: Fields) -> dict[str, object]:
         """A job for ranks.py."""
@@ -124,6 +121,15 @@ class Runs:
         }
 
 
+def late(training: Training) -> bool:
+    """Whether it waits for other ranks, which wait for trainings of this one."""
+    return training.ranks == 1 and training.resumes != ""
+
+
+def folder_of(training: Training) -> str:
+    return f"{training.layout} after {training.resumes}" if training.resumes else training.layout
+
+
 def held_out(run_dir: Path) -> list[float]:
     return [row["val_loss"] for row in read_metrics(run_dir).evaluations]
 
@@ -133,7 +139,7 @@ def close_to(values: list[float]) -> object:
 
 
 def assert_resumed_in_the_middle(metrics: Metrics) -> None:
-    assert (metrics.events[-2]["event"], metrics.events[-2]["step"]) == ("resumed", 10)
+    assert (metrics.events[-2]["event"], metrics.events[-2]["step"]) == ("resumed", STEPS // 2)
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +159,13 @@ tokenizer = "byte"
 cache = "{corpus / "prepared"}"
 [train]
 dtype = "fp32"
-steps = 20
+steps = {STEPS}
 batch_size = 12
 seq_len = 32
 log_every = 1
-eval_every = 10
+eval_every = {STEPS // 2}
 eval_sequences = 10
-checkpoint_every = 10
+checkpoint_every = {STEPS // 2}
 [optimizer]
 lr = 3e-3
 [schedule]
@@ -180,7 +186,7 @@ def test_any_layout_starts_and_trains_alike(layout: str, runs: Runs) -> None:
     start = [json.loads((out / "weights.json").read_text()) for out in (expected, found)]
     assert start[0] == start[1], "the initial weights differ"
     for name in PLACEMENTS:
-        assert len(losses(found / name)) == 20
+        assert len(losses(found / name)) == STEPS
         assert losses(found / name) == close_to(losses(expected / name)), name
         assert held_out(found / name) == close_to(held_out(expected / name)), name
 
@@ -208,7 +214,7 @@ def test_a_run_resumes_in_another_layout(before: str, after: str, runs: Runs) ->
 def numbers_of_experts(run_dir: Path) -> list[float]:
     terms = ("loss", "load_balance_loss", "router_z_loss", "max_expert_load", "router_entropy")
     rows = read_metrics(run_dir).train
-    assert len(rows) == 20 and not any(row["dropped_tokens"] for row in rows)
+    assert len(rows) == STEPS and not any(row["dropped_tokens"] for row in rows)
     return [row[term] for row in rows for term in terms]
 
 
