@@ -88,7 +88,7 @@ def test_the_first_place_in_the_forward_pass_is_named(
     where: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     trainer = make_trainer(recipe, tmp_path / "run")
-    batch: Batch = next(trainer.feed.step(0))
+    batch: Batch = next(trainer.batches.step(0))
     block = trainer.model.blocks[1]
     if where == "weight":
         block.feed_forward.branch.up_proj.weight.data[0, 0] = float("inf")
@@ -139,5 +139,5 @@ def test_a_router_whose_logits_overflow_is_named(recipe: Recipe, tmp_path: Path)
     mixture = replace(recipe, model=replace(recipe.model, n_experts=4))
     trainer = make_trainer(mixture, tmp_path / "run")
     trainer.model.blocks[1].feed_forward.branch.router.weight.data.fill_(3e38)
-    found = first_nonfinite(trainer.model, next(trainer.feed.step(0)))
+    found = first_nonfinite(trainer.model, next(trainer.batches.step(0)))
     assert found == "the output of blocks.1.feed_forward.branch.router"
