@@ -27,18 +27,27 @@ class Broken(Hook):
 
 class NoHook:
     pass
+
+class Raising(Hook):
+    def after_step(self, state):
+        if state.step == 3:
+            {}["missing"]
 """
+
+
+def line_of(code: str) -> int:
+    return next(n for n, line in enumerate(MEDDLING.splitlines(), start=1) if code in line)
 
 
 def test_a_hook_sees_the_run_and_changes_no_number(
     cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(MEDDLING)
+    (tmp_path / "watching.py").write_text(MEDDLING)
     (tmp_path / "shares.py").write_text(
         (Path(__file__).parents[2] / "examples" / "hook.py").read_text()
     )
     monkeypatch.chdir(tmp_path)
-    hooks = ("--train.hooks", "mine.Watch", "shares.GradientShares")
+    hooks = ("--train.hooks", "watching.Watch", "shares.GradientShares")
     steps = ("--train.log-every", "2", "--train.steps", "4", "--train.eval-every", "4")
     for run, extra in (("without", ()), ("with", hooks)):
         result = cli("train", "demo", *tiny, "--run-dir", run, *steps, *extra)
@@ -60,15 +69,33 @@ def test_a_hook_sees_the_run_and_changes_no_number(
 def test_a_hook_that_cannot_be_made_is_one_line_before_the_run(
     cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(MEDDLING)
+    (tmp_path / "unmade.py").write_text(MEDDLING)
+    place = f"{tmp_path / 'unmade.py'}:{line_of('raise RuntimeError')}"
     monkeypatch.chdir(tmp_path)
     for path, reason in (
         ("nowhere.Hook", "cannot import nowhere: No module named 'nowhere'"),
-        ("mine.Hok", "mine has no hook class 'Hok'"),
-        ("mine.NoHook", "mine has no hook class 'NoHook'"),
-        ("mine.Broken", "mine.Broken() fails: no luck"),
+        ("unmade.Hok", "unmade has no hook class 'Hok'"),
+        ("unmade.NoHook", "unmade has no hook class 'NoHook'"),
+        ("unmade.Broken", f"unmade.Broken() fails in {place}: RuntimeError: no luck"),
     ):
         result = cli("train", "demo", *tiny, "--run-dir", "run", "--train.hooks", path)
         assert result.returncode == 1
         assert result.stderr.strip() == f"hybridnorm: train.hooks: {reason}"
         assert not (tmp_path / "run").exists()
+
+
+def test_a_hook_that_raises_is_one_line_and_the_run_can_go_on(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising.py").write_text(MEDDLING)
+    monkeypatch.chdir(tmp_path)
+    tiny = [*tiny, "--train.log-every", "1", "--train.checkpoint-every", "2", "--train.steps", "4"]
+    result = cli("train", "demo", *tiny, "--run-dir", "run", "--train.hooks", "raising.Raising")
+    assert result.returncode == 1
+    place = f"{tmp_path / 'raising.py'}:{line_of('{}[')}"
+    expected = f"train.hooks: raising.Raising.after_step fails in {place}: KeyError: 'missing'"
+    assert result.stderr.strip() == f"hybridnorm: {expected}"
+    assert cli("train", "demo", *tiny, "--run-dir", "run", "--resume").returncode == 0
+    assert cli("train", "demo", *tiny, "--run-dir", "whole").returncode == 0
+    resumed, whole = (read_metrics(tmp_path / run).train for run in ("run", "whole"))
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]

@@ -1,8 +1,8 @@
 from .auto import keep_choices as keep_choices
 from .auto import resolve_auto as resolve_auto
 from .auto import set_threads as set_threads
+from .generation import generate_text as generate_text
 from .process_setup import set_up_process as set_up_process
-from .run import generate_text as generate_text
 from .run import train as train
 from .run import with_vocabulary as with_vocabulary
 from .world import end_rank as end_rank

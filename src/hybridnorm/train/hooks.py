@@ -4,10 +4,11 @@ The lines on the screen, metrics.jsonl, trackers, spike scores and speed are hoo
 a class named by its import path in `[train] hooks`.
 """
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer
@@ -73,7 +74,7 @@ class Hook:
 
 
 def imported_hooks(recipe: Recipe) -> list[Hook]:
-    """One of each class that `[train] hooks` names.
+    """One of each class that `[train] hooks` names; what goes wrong in it is one line.
 
     Raises:
         HybridNormError: no such module or class, or one that cannot be made without arguments.
@@ -81,8 +82,29 @@ def imported_hooks(recipe: Recipe) -> list[Hook]:
     hooks = []
     for path in recipe.train.hooks:
         cls = import_class(path, Hook, "train.hooks")
-        try:
-            hooks.append(cls())
-        except Exception as error:  # the class is the user's: anything can go wrong in it
-            raise HybridNormError(f"train.hooks: {path}() fails: {error}") from None
+        hooks.append(cast(Hook, _Reported(path, _reported(cls, f"{path}()")())))
     return hooks
+
+
+class _Reported:
+    """A user's hook, whose errors name it."""
+
+    def __init__(self, path: str, hook: Hook) -> None:
+        self._path, self._hook = path, hook
+
+    def __getattr__(self, method: str) -> Any:
+        return _reported(getattr(self._hook, method), f"{self._path}.{method}")
+
+
+def _reported(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:  # the code is the user's: anything can go wrong in it
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise HybridNormError(
+                f"train.hooks: {name} fails in {place.filename}:{place.lineno}: {what}"
+            ) from error
+
+    return call

@@ -93,11 +93,11 @@ class Trainer:
             HybridNormError: a checkpoint cannot be written.
         """
         self.hooks = hooks
-        for hook in hooks:
-            if self.memory is not None:
-                hook.recall(self.memory)
-            hook.start(self._state())
         try:
+            for hook in hooks:
+                if self.memory is not None:
+                    hook.recall(self.memory)
+                hook.start(self._state())
             self._event(
                 "started" if self.memory is None else "resumed",
                 parameters=self.model.num_parameters(),

@@ -1,4 +1,4 @@
-"""`hybridnorm train` and `hybridnorm generate`: from a recipe to a run directory, and back."""
+"""`hybridnorm train`: from a recipe to a run directory, step by step."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from hybridnorm.data import load_tokenizer, open_data, verify
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model import Transformer, generate, parallelize
+from hybridnorm.model import Transformer, parallelize
 from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import Recipe, load_recipe
 from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
@@ -18,7 +18,7 @@ from hybridnorm.train.loop import Trainer
 from hybridnorm.train.optim import decay_groups, decay_table
 from hybridnorm.train.preflight import preflight
 from hybridnorm.train.report import check_installed, reporting_hooks
-from hybridnorm.train.run_dir import check_run_dir, describe_run, load_run
+from hybridnorm.train.run_dir import check_run_dir, describe_run, show_problems
 from hybridnorm.train.world import World, open_world
 
 
@@ -67,51 +67,13 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
 
 def _announce(trainer: Trainer, problems: list[str], reasons: list[str], console: Console) -> None:
     """What this run will do, before it does it."""
-    _passed_over(problems, console)
+    show_problems(problems, console)
     recipe, model, world = trainer.recipe, trainer.model, trainer.world
     console.print(f"{trainer.run_dir} on {world.size} x {world.device}", style="bold")
     facts = preflight(recipe, model.placement, trainer.mix, world.size, world.device.type)
     facts.rows["speed"] = "\n".join(reasons)
     facts.print(console)
     console.print(decay_table(decay_groups(model, recipe.optimizer)))
-
-
-def _passed_over(problems: list[str], console: Console) -> None:
-    for problem in problems:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
-
-
-def generate_text(
-    run_dir: Path,
-    prompt: str,
-    *,
-    checkpoint: str = "last",
-    max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-) -> str:
-    """The prompt and its continuation by the model of a run.
-
-    Raises:
-        HybridNormError: not a run, a damaged checkpoint, or a bad sampling setting.
-    """
-    model, problems = load_run(run_dir, checkpoint)
-    _passed_over(problems, Console(stderr=True))
-    tokenizer = load_tokenizer(run_dir)
-    ids = tokenizer.encode(prompt) or [tokenizer.end_of_document]
-    tokens = generate(
-        model,
-        torch.tensor([ids]),
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        end_of_document=tokenizer.end_of_document,
-    )
-    return tokenizer.decode(tokens[0].tolist())
 
 
 def with_vocabulary(recipe: Recipe, data: Path) -> Recipe:

@@ -6,6 +6,7 @@ from typing import Any
 
 import tomli_w
 import torch
+from rich.console import Console
 
 from hybridnorm.data import copy_tokenizer
 from hybridnorm.errors import HybridNormError
@@ -118,6 +119,12 @@ def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]
     model.to_empty(device="cpu")
     load_checkpoint(checkpoint, training_state(model, None))
     return model, problems
+
+
+def show_problems(problems: list[str], console: Console) -> None:
+    """A line for each damaged checkpoint."""
+    for problem in problems:
+        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
 
 
 def _function(placement: dict[str, Any]) -> dict[str, Any]:
