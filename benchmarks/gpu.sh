@@ -8,9 +8,13 @@
 # in DATA. --tiny runs a stage whole on a CPU. A stage writes to OUT as it goes and needs no other.
 set -euo pipefail
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-[ $# -ge 2 ] || usage
+[ $# -ge 2 ] && [ $# -le 3 ] && [ "${2#-}" = "$2" ] || usage
 stage=$1 out=$2 tiny=${3:-}
 [ -z "$tiny" ] || [ "$tiny" = --tiny ] || usage
+case $stage in check | speed | profile | study) ;; *) usage ;; esac
+if [ "$stage" = study ] && [ -z "$tiny" ]; then
+    data=$(cd "${DATA:?name a prepared set of text in DATA}" && pwd)
+fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -26,7 +30,7 @@ fi
 
 case $stage in
 check)
-    "$PYTHON" "$root/benchmarks/gpu/check.py" "$out"
+    timeout "$SECONDS_PER_STAGE" "$PYTHON" "$root/benchmarks/gpu/check.py" "$out"
     ;;
 speed)
     "$PYTHON" "$root/benchmarks/gpu/speed.py" "$out" --seconds "$SECONDS_PER_STAGE" $tiny
@@ -38,7 +42,7 @@ study)
     cd "$out"
     # Runs that an earlier call finished are not run again.
     [ ! -f study.tar.gz ] || tar -xzf study.tar.gz
-    jobs=4 overrides=(--data.prepared "${DATA:-}")
+    jobs=4 overrides=(--data.prepared "${data:-}")
     [ -z "$tiny" ] || jobs=2 overrides=(
         --data.source demo --model.d-model 32 --model.n-layers 2 --model.d-ff 64 --train.steps 12
         --train.batch-size 4 --train.seq-len 64 --train.eval-every 12 --train.log-every 4
@@ -46,9 +50,9 @@ study)
         --train.compile off
     )
     timeout --signal INT --kill-after 20 "$SECONDS_PER_STAGE" "$PYTHON" -m hybridnorm study \
-        "$root/benchmarks/gpu/study.toml" --dir study --jobs "$jobs" "${overrides[@]}" ||
-        echo "stopped after $SECONDS_PER_STAGE s; another call goes on from here"
+        "$root/benchmarks/gpu/study.toml" --dir study --jobs "$jobs" "${overrides[@]}" || status=$?
+    [ "${status:-0}" != 124 ] || echo "stopped after $SECONDS_PER_STAGE s; the next call goes on"
+    [ -d study ] || exit "${status:-1}"
     tar -czf study.tar.gz --exclude checkpoints study
     ;;
-*) usage ;;
 esac

@@ -32,6 +32,33 @@ class Raising(Hook):
     def after_step(self, state):
         if state.step == 3:
             {}["missing"]
+
+class Counting(Hook):
+    count = 0
+
+    def after_step(self, state):
+        self.count += 1
+
+    def log(self, state, steps, row):
+        row["count"] = self.count
+
+    def memory(self):
+        return {"count": self.count}
+
+    def recall(self, memory):
+        self.count = memory["count"]
+
+class Tensors(Hook):
+    def log(self, state, steps, row):
+        row["norm"] = object()
+
+class Greedy(Hook):
+    def log(self, state, steps, row):
+        row["loss"] = 0.0
+
+class Forgetful(Hook):
+    def memory(self):
+        return None
 """
 
 
@@ -99,3 +126,35 @@ def test_a_hook_that_raises_is_one_line_and_the_run_can_go_on(
     assert cli("train", "demo", *tiny, "--run-dir", "whole").returncode == 0
     resumed, whole = (read_metrics(tmp_path / run).train for run in ("run", "whole"))
     assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]
+
+
+def test_a_checkpoint_keeps_the_memory_of_each_hook(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "counting.py").write_text(MEDDLING)
+    monkeypatch.chdir(tmp_path)
+    tiny = [*tiny, "--train.log-every", "2", "--train.checkpoint-every", "2", "--run-dir", "run"]
+    hooks = ("--train.hooks", "counting.Counting")
+    for steps, extra in (("2", ()), ("4", hooks), ("6", hooks)):
+        resume = () if steps == "2" else ("--resume",)
+        result = cli("train", "demo", *tiny, "--train.steps", steps, *resume, *extra)
+        assert result.returncode == 0, result.stderr
+    assert [row.get("count") for row in read_metrics(tmp_path / "run").train] == [None, 2, 4]
+
+
+def test_what_a_hook_hands_over_is_checked(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "handing.py").write_text(MEDDLING)
+    monkeypatch.chdir(tmp_path)
+    for name, reason in (
+        ("Tensors", "log adds 'norm', a object; a row takes plain numbers, such as float(x)"),
+        ("Greedy", "log changes 'loss'; a hook only adds to a row"),
+        ("Forgetful", "memory returns None, not a dictionary"),
+    ):
+        result = cli(
+            *("train", "demo", *tiny, "--run-dir", name, "--train.steps", "2"),
+            *("--train.hooks", f"handing.{name}"),
+        )
+        assert result.returncode == 1
+        assert result.stderr.strip() == f"hybridnorm: train.hooks: handing.{name}.{reason}"

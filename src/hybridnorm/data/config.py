@@ -64,6 +64,8 @@ class DataConfig(PrepareConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "" in self.prepared:
+            raise HybridNormError("prepared: a folder without a name")
         if self.weights and len(self.weights) != len(self.prepared):
             raise HybridNormError(
                 f"weights: {len(self.weights)} weights for {len(self.prepared)} prepared folders; "

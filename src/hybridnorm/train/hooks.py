@@ -4,11 +4,12 @@ The lines on the screen, metrics.jsonl, trackers, spike scores and speed are hoo
 a class named by its import path in `[train] hooks`.
 """
 
+import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer
@@ -53,7 +54,8 @@ class Hook:
     def log(self, state: State, steps: Sequence[Mapping[str, float]], row: Row) -> None:
         """The numbers of every step since the last call, and the row about them for metrics.jsonl.
 
-        What a hook adds to `row`, later hooks see; those of users come before metrics.jsonl.
+        What a hook adds to `row`, plain numbers and texts, later hooks see; those of users come
+        before metrics.jsonl.
         """
 
     def after_evaluation(self, state: State, row: Row) -> None:
@@ -70,7 +72,12 @@ class Hook:
         return {}
 
     def recall(self, memory: Row) -> None:
-        """The run is resumed from a checkpoint with this memory (of all hooks)."""
+        """Before the start, where a checkpoint has kept something of this hook."""
+
+    @property
+    def name(self) -> str:
+        """Under which a checkpoint keeps its memory."""
+        return type(self).__name__
 
 
 def imported_hooks(recipe: Recipe) -> list[Hook]:
@@ -90,17 +97,42 @@ class _Reported:
     """A user's hook, whose errors name it."""
 
     def __init__(self, path: str, hook: Hook) -> None:
-        self._path, self._hook = path, hook
+        self.name, self._hook = path, hook
 
     def __getattr__(self, method: str) -> Any:
-        return _reported(getattr(self._hook, method), f"{self._path}.{method}")
+        return _reported(getattr(self._hook, method), f"{self.name}.{method}")
+
+    def log(self, state: State, steps: Sequence[Mapping[str, float]], row: Row) -> None:
+        found = dict(row)
+        _reported(self._hook.log, f"{self.name}.log")(state, steps, found)
+        for key, value in row.items():
+            if found.get(key) is not value:
+                self._refuse("log", f"changes {key!r}; a hook only adds to a row")
+        for key, value in found.items():
+            if not isinstance(value, int | float | str | None):
+                what = f"a {type(value).__name__}; a row takes plain numbers, such as float(x)"
+                self._refuse("log", f"adds {key!r}, {what}")
+        row |= found
+
+    def memory(self) -> Row:
+        kept = _reported(self._hook.memory, f"{self.name}.memory")()
+        if not isinstance(kept, dict):
+            self._refuse("memory", f"returns {kept!r:.80}, not a dictionary")
+        try:
+            json.dumps(kept)
+        except (TypeError, ValueError) as error:
+            self._refuse("memory", f"returns what JSON cannot hold: {error}")
+        return kept
+
+    def _refuse(self, method: str, why: str) -> NoReturn:
+        raise HybridNormError(f"train.hooks: {self.name}.{method} {why}")
 
 
 def _reported(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         try:
             return function(*args)
-        except Exception as error:  # the code is the user's: anything can go wrong in it
+        except (Exception, SystemExit) as error:  # the user's code: anything can go wrong in it
             place = traceback.extract_tb(error.__traceback__)[-1]
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise HybridNormError(

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals, getsignal, signal
 from types import FrameType
@@ -78,7 +78,7 @@ class Trainer:
         restore(self.model, self.optimizer, state)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
         self.guard.total, self.guard.in_row = meta["skipped_steps"]
-        self.memory = meta["hooks"] if "hooks" in meta else {"spikes": meta["spikes"]}
+        self.memory = meta.get("hooks") or {"SpikeScores": meta["spikes"]}
         return problems
 
     def run(self, hooks: Sequence[Hook], note: Callable[[str], None]) -> None:
@@ -93,19 +93,21 @@ class Trainer:
             HybridNormError: a checkpoint cannot be written.
         """
         self.hooks = hooks
-        try:
+        with ExitStack() as ends:
+            for hook in reversed(hooks):
+                ends.callback(self._end, hook)
             for hook in hooks:
-                if self.memory is not None:
-                    hook.recall(self.memory)
+                if self.memory is not None and hook.name in self.memory:
+                    hook.recall(self.memory[hook.name])
                 hook.start(self._state())
             self._event(
                 "started" if self.memory is None else "resumed",
                 parameters=self.model.num_parameters(),
             )
             self._run(note)
-        finally:
-            for hook in hooks:
-                hook.end(self._state())
+
+    def _end(self, hook: Hook) -> None:
+        hook.end(self._state())
 
     def _run(self, note: Callable[[str], None]) -> None:
         writer = CheckpointWriter(
@@ -246,7 +248,7 @@ class Trainer:
             "seconds": self.seconds,
             "val_loss": self.val_loss,
             "skipped_steps": (self.guard.total, self.guard.in_row),
-            "hooks": {k: v for hook in self.hooks for k, v in hook.memory().items()},
+            "hooks": {hook.name: kept for hook in self.hooks if (kept := hook.memory())},
         }
         state = training_state(self.model, self.optimizer)
         writer.write(self.step, state, meta)

@@ -49,10 +49,10 @@ class SpikeScores(Hook):
             row |= self._scores()
 
     def memory(self) -> Row:
-        return {"spikes": {name: monitor.state() for name, monitor in self.monitors.items()}}
+        return {name: monitor.state() for name, monitor in self.monitors.items()}
 
     def recall(self, memory: Row) -> None:
-        self.monitors = {name: SpikeMonitor(state) for name, state in memory["spikes"].items()}
+        self.monitors = {name: SpikeMonitor(state) for name, state in memory.items()}
 
     def _scores(self) -> Row:
         return {f"{name}_spike_score": monitor.score for name, monitor in self.monitors.items()}
