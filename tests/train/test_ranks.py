@@ -73,7 +73,7 @@ def launch(ranks: int, jobs: list[dict[str, object]], folder: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     script = [str(Path(__file__).with_name("ranks.py")), str(path)]
     command = [sys.executable, *(torchrun if ranks > 1 else []), *script]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stderr[-4000:]
     assert "UserWarning" not in result.stderr
 
@@ -192,6 +192,7 @@ def test_any_layout_starts_and_trains_alike(layout: str, runs: Runs) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three placements are compiled, beside other tests
 def test_compiled_bfloat16_on_two_ranks_stays_near_float32(runs: Runs, tmp_path: Path) -> None:
     fields: Fields = {"train.dtype": "bf16", "train.compile": "on"}
     launch(2, [runs.job(tmp_path, PLACEMENTS, fields)], tmp_path)
