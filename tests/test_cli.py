@@ -90,3 +90,14 @@ def test_bad_words_are_one_line(argv: list[str], message: str, cli: Cli) -> None
     result = cli(*argv)
     assert result.returncode == 1
     assert message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_bad_values_are_named_on_any_terminal(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    result = subprocess.run(
+        [sys.executable, "-m", "hybridnorm", "study", "--jobs", "x"], capture_output=True, text=True
+    )
+    assert "--jobs: invalid literal for int() with base 10: 'x'" in result.stderr

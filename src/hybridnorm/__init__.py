@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-# The function `placement` deliberately takes the place of the subpackage's attribute: `from
-# hybridnorm.placement import ...` works as ever, and `hybridnorm.placement("pre-norm")` too.
 from hybridnorm.placements import Placement, placement
 
 if TYPE_CHECKING:

@@ -257,9 +257,15 @@ def _parse(cls: type[T], verb: str, argv: Sequence[str], default: T | None = Non
 
 def _first_sentence(box: str) -> str:
     """The message of tyro's error box, on one line and without the frame."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    message = itertools.takewhile(lambda line: set(line) != {"─"}, lines)
+    # On a terminal without UTF-8 the frame is spaces and hyphens.
+    _title, *lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    below = itertools.dropwhile(_is_rule, lines)
+    message = itertools.takewhile(lambda line: not _is_rule(line), below)
     return re.sub(r"^Error parsing config\S*: ", "", " ".join(message))
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and set(line) <= {"─", "-"}
 
 
 def _options(cls: type) -> list[str]:
