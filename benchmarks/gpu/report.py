@@ -178,7 +178,7 @@ def page(folder: Path) -> str:
     (folder / "profile.svg").write_text(svg(picture(profile), "profile", bbox_inches="tight"))
     parts = [
         "# On one GPU",
-        f"{about['device']}, torch {about['torch']}, code of commit {about['commit'][:7]}.\nMade "
+        f"{about['device']}, torch {about['torch']}, as measured once.\nMade "
         "by `benchmarks/gpu.sh` ([how to run it](../gpu.md)) and "
         "`python benchmarks/gpu/report.py docs/results/gpu`.",
         notes.get("summary", ""),
@@ -192,8 +192,7 @@ def page(folder: Path) -> str:
         "### Attention\n\nMilliseconds of forward and backward pass, causal, 4 sequences, by "
         "kernel; `default` is\nwhat PyTorch chooses by itself.",
         attention(speed["attention"]),
-        "### Generation\n\n151M, greedy, bfloat16, eager, a prompt of 32 tokens, 128 new ones.",
-        generation(speed["generation"]),
+        *(["### Generation", generation(speed["generation"])] if "generation" in speed else []),
         "## Where a step goes",
         "![Shares of a step](gpu/profile.svg)",
         profiles(profile),
