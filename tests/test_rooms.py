@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "hybridnorm"
 FLOORS = (
     "errors",
     "text",
+    "files",
     "strict_toml",
     "placements",
     "model",
