@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,6 +12,10 @@ from typing import Any, TextIO
 from hybridnorm.errors import HybridNormError
 
 FILE = "metrics.jsonl"
+_NUMBERS = (
+    *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
+    *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte"),
+)
 Row = dict[str, Any]
 
 
@@ -58,11 +63,11 @@ def read_metrics(run_dir: Path) -> Metrics:
     """Read a run's metrics; a half-written last line (a killed run) is left out.
 
     Raises:
-        HybridNormError: the file is missing, or a line before the last is not JSON.
+        HybridNormError: the file is missing, or a line before the last is no row of a run.
     """
     path = run_dir / FILE
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise HybridNormError(f"{path}: cannot read: {error.strerror}") from None
     train: dict[int, Row] = {}
@@ -70,10 +75,11 @@ def read_metrics(run_dir: Path) -> Metrics:
     events: list[Row] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = _row(line)
+        except (ValueError, RecursionError) as error:
+            why = error if isinstance(error, HybridNormError) else "is not JSON"
             raise HybridNormError(
-                f"{path}: line {number} is not JSON; the file was edited"
+                f"{path}: line {number} {why}; the file is damaged or was edited"
             ) from None
         if "event" in row:
             events.append(row)
@@ -83,6 +89,21 @@ def read_metrics(run_dir: Path) -> Metrics:
             train[row["step"]] = row
     ordered = [[rows[step] for step in sorted(rows)] for rows in (train, evaluations)]
     return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
+
+
+def _row(line: bytes) -> Row:
+    """A line as the writer made it: an object with a step, and numbers where numbers belong."""
+    row = json.loads(line.decode())
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise HybridNormError("is not a row with a step")
+    if not row.keys() & {"event", "loss", "val_loss"}:
+        raise HybridNormError("has neither a loss nor an event")
+    for name in _NUMBERS:
+        value = row.get(name)
+        is_number = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+        if value is not None and not is_number:
+            raise HybridNormError(f"has a {name} that is not a number")
+    return row
 
 
 def _lock(file: TextIO, run_dir: Path) -> None:
