@@ -100,15 +100,15 @@ class JsonTokenizer:
             raise HybridNormError(
                 f"tokenizer: {where} has the id {self.vocab_size - 1}; ids lie below {MAX_VOCAB}"
             )
-        found = {end: self.tokenizer.token_to_id(end) for end in ends}
-        self._end = next((end for end, id_ in found.items() if id_ is not None), "")
+        known = (end for end in ends if self.tokenizer.token_to_id(end) is not None)
+        self._end = next(known, "")
         if not self._end:
             special = [t.content for t in self.tokenizer.get_added_tokens_decoder().values()]
             raise HybridNormError(
                 f"end_of_document: {where} has no {' or '.join(ends)}; name the token that ends a "
                 f"document; {nearest(ends[0], special)}"
             )
-        self.end_of_document: int = found[self._end]
+        self.end_of_document: int = self.tokenizer.token_to_id(self._end)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         try:
