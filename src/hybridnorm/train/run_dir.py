@@ -1,6 +1,5 @@
 """A run directory: recipe.toml, placement.toml, environment.json, metrics.jsonl, checkpoints/."""
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from hybridnorm.errors import HybridNormError, naming
 from hybridnorm.files import write_whole
 from hybridnorm.model import ModelConfig, Transformer
 from hybridnorm.placements import Placement, placement_from_dict, placement_to_dict
+from hybridnorm.processes import lock
 from hybridnorm.recipe import Recipe, dump_recipe
 from hybridnorm.strict_toml import build, to_table
 from hybridnorm.train.checkpoint import (
@@ -78,14 +78,8 @@ def owned(run_dir: Path, *, resume: bool) -> Iterator[None]:
             raise HybridNormError(
                 f"{run_dir}: cannot write a run here: {error.strerror}; name another --run-dir"
             ) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HybridNormError(
-                f"{run_dir}: another process trains here; stop it first, or name another --run-dir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        busy = "another process trains here; stop it first, or name another --run-dir"
+        lock(file.fileno(), f"{run_dir}: {busy}")
         check_run_dir(run_dir, resume=resume)  # one that has just ended may have made it a run
         yield
 
