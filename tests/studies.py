@@ -29,6 +29,7 @@ def fake_run(
     """What a run leaves behind."""
     run_dir = folder / "runs" / name
     run_dir.mkdir(parents=True)
+    (run_dir / "recipe.toml").touch()
     writer = MetricsWriter(run_dir)
     writer.write(event="started", step=0, parameters=1000)
     for step, loss in enumerate(losses, start=1):

@@ -12,7 +12,7 @@ from rich.table import Table
 from hybridnorm.errors import HybridNormError
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.statistics import Comparison, compare
-from hybridnorm.train.report import Metrics, read_metrics
+from hybridnorm.train.report import METRICS, Metrics, read_metrics
 
 DONE = "finished", "diverged"  # nothing is left to train
 _SEED = "seed"
@@ -112,7 +112,7 @@ def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
         crash: why its process ended, if it did; a run that is not done has crashed then.
     """
     try:
-        metrics = read_metrics(run_dir) if (run_dir / "metrics.jsonl").exists() else Metrics()
+        metrics = read_metrics(run_dir) if (run_dir / METRICS).exists() else Metrics()
     except HybridNormError as error:  # of this run: the others are as good as before
         return Result(run, Metrics(), "crashed", str(error))
     reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
