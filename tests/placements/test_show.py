@@ -54,8 +54,8 @@ def test_the_list_has_one_line_for_each(cli: Cli) -> None:
     ("arguments", "message"),
     [
         (["hybridnrom"], "hybridnorm: placement: unknown name 'hybridnrom'; did you mean 'hybri"),
-        (["missing.toml"], "hybridnorm: placement: cannot read missing.toml"),
-        (["pre-norm", "--n-layers", "0"], "hybridnorm: n_layers: must be at least 1, got 0"),
+        (["missing.toml"], "hybridnorm: missing.toml: cannot read: No such file"),
+        (["pre-norm", "--n-layers", "0"], "hybridnorm: n_layers: must be from 1 to 10,000, got 0"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, cli: Cli) -> None:

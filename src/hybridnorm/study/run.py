@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from hybridnorm import terminal
 from hybridnorm.data import cores
 from hybridnorm.errors import HybridNormError
 from hybridnorm.recipe import dump_recipe, load_recipe
@@ -39,7 +40,7 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
     Raises:
         HybridNormError: a folder of another study, or one that cannot be written.
     """
-    console = Console()
+    console = terminal.console()
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)  # as Ctrl-C: no run is left behind
     _prepare_data(study, console)

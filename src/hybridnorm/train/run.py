@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from hybridnorm import terminal
 from hybridnorm.data import load_tokenizer, open_data, verify
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer, parallelize
@@ -41,7 +42,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
 
 def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
     """`train` on ranks that are joined already; every rank calls it."""
-    console = Console(quiet=not world.is_main)
+    console = terminal.console(quiet=not world.is_main)
     chosen = placement(recipe.model.placement)
     data = world.on_main(lambda: open_data(recipe.data, console=console))
     world.gather(lambda: verify(data, *world.node_share))

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from hybridnorm.model.config import PRESETS, preset
 from hybridnorm.placements import Placement, placement, strategies
 from hybridnorm.recipe.config import Recipe
 from hybridnorm.recipe.load import builtin, load_recipe
 from hybridnorm.strict_toml import to_table
+from hybridnorm.terminal import console
 from hybridnorm.train.preflight.misfits import Mix, misfits
 from hybridnorm.train.preflight.overview import Preflight, preflight
 
@@ -117,7 +117,7 @@ def test_repeated_data_is_named() -> None:
 
 def printed(checked: Preflight) -> str:
     out = io.StringIO()
-    checked.print(Console(file=out, width=100))
+    checked.print(console(file=out, width=100))
     return out.getvalue()
 
 

@@ -34,7 +34,9 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of a text in points."""
     if not text.strip():
         return 0.0
-    path = TextPath((0, 0), text, size=size, prop=FontProperties(family=FONT, weight=weight))
+    path = TextPath(
+        (0, 0), _verbatim(text), size=size, prop=FontProperties(family=FONT, weight=weight)
+    )
     return float(path.get_extents().width)
 
 
@@ -72,7 +74,7 @@ class Canvas:
         self.axes.text(
             x,
             y,
-            text,
+            _verbatim(text),
             size=size,
             color=color,
             ha=align,
@@ -128,6 +130,11 @@ class Canvas:
             stroke = [(x + reach * px, y + reach * py) for px, py in (a, b)]
             patch = PathPatch(Path(stroke), fill=False, edgecolor=edge, linewidth=1.1, zorder=5)
             self.axes.add_patch(patch)
+
+
+def _verbatim(text: str) -> str:
+    """The text for matplotlib, to which two dollars are a formula."""
+    return text.replace("$", r"\$")
 
 
 def _rounded(points: Sequence[Point], radius: float) -> Path:
