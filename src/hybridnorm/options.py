@@ -80,7 +80,8 @@ def _first_sentence(box: str) -> str:
     _title, *lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
     below = itertools.dropwhile(_is_rule, lines)
     message = itertools.takewhile(lambda line: not _is_rule(line), below)
-    return re.sub(r"^Error parsing \S*: ", "", " ".join(message))
+    # What the dataclass itself refuses names its field; tyro would name the dataclass.
+    return re.sub(r"^Error parsing (?:(--\S+: )|\S*: )", r"\1", " ".join(message))
 
 
 def _is_rule(line: str) -> bool:

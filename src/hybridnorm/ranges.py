@@ -14,9 +14,9 @@ LARGEST = 2**63 - 1
 class Range:
     """The numbers that a field may be; nan and the infinities are in none."""
 
+    above: float = float("-inf")
     at_least: float = -LARGEST
     at_most: float = LARGEST
-    above: float = float("-inf")
     below: float = float("inf")
 
     def __contains__(self, number: float) -> bool:
