@@ -13,7 +13,7 @@ import pytest
 from command_line import Cli
 from hybridnorm import cli as command_line
 from hybridnorm.placements import strategies
-from hybridnorm.terminal import console, printable
+from hybridnorm.terminal import Screen, printable
 
 TEXTS = ["r/x[/y]", "[/red]", "[bold]b[/bold]", ":smile:", "a$b$", "<script>", r"\[x]", "3.5 True"]
 # What each verb needs to get as far as its own output.
@@ -54,7 +54,7 @@ def words(
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_console_prints_what_it_is_given(text: str) -> None:
     out = io.StringIO()
-    screen = console(file=out, width=20, force_terminal=True)
+    screen = Screen(file=out, width=20, force_terminal=True)
     screen.print(f"{text} " * 10)
     assert out.getvalue() == f"{text} " * 10 + "\n"  # no colours, no line broken
 

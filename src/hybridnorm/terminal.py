@@ -14,9 +14,11 @@ from hybridnorm.errors import HybridNormError
 _SIGNS = {"¼": "1/4", "¾": "3/4", "²": "^2", "³": "^3", "·": "*", "⊙": "*", "×": "x", "√": "sqrt "}
 
 
-def console(**options: Any) -> Console:
+class Screen(Console):
     """A console that finds no markup, no emoji and no numbers to colour, and breaks no line."""
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
 
 
 def printable(text: str) -> str:

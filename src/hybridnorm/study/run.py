@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from hybridnorm import terminal
 from hybridnorm.data import cores
 from hybridnorm.errors import HybridNormError
 from hybridnorm.recipe import dump_recipe, load_recipe
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import Result, read_results, results_table
+from hybridnorm.terminal import Screen
 from hybridnorm.text import clock
 from hybridnorm.train.report import read_metrics, seconds_left
 
@@ -40,7 +40,7 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
     Raises:
         HybridNormError: a folder of another study, or one that cannot be written.
     """
-    console = terminal.console()
+    console = Screen()
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)  # as Ctrl-C: no run is left behind
     _prepare_data(study, console)

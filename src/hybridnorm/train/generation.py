@@ -8,7 +8,7 @@ from hybridnorm.data import load_tokenizer
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import SamplingConfig, generate
 from hybridnorm.recipe import load_recipe
-from hybridnorm.terminal import console
+from hybridnorm.terminal import Screen
 from hybridnorm.train.run_dir import load_run, show_problems
 
 
@@ -20,7 +20,7 @@ def generate_text(
     Raises:
         HybridNormError: not a run, or a damaged checkpoint or one of a run that has diverged.
     """
-    screen = console(stderr=True)
+    screen = Screen(stderr=True)
     model, problems = load_run(run_dir, checkpoint)
     show_problems(problems, screen)
     if not all(weight.isfinite().all() for weight in model.parameters()):

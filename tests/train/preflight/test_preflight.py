@@ -12,7 +12,7 @@ from hybridnorm.placements import Placement, placement, strategies
 from hybridnorm.recipe.config import Recipe
 from hybridnorm.recipe.load import builtin, load_recipe
 from hybridnorm.strict_toml import to_table
-from hybridnorm.terminal import console
+from hybridnorm.terminal import Screen
 from hybridnorm.train.preflight.misfits import Mix, misfits
 from hybridnorm.train.preflight.overview import Preflight, preflight
 
@@ -147,7 +147,7 @@ def test_repeated_data_is_named() -> None:
 
 def printed(checked: Preflight) -> str:
     out = io.StringIO()
-    checked.print(console(file=out, width=100))
+    checked.print(Screen(file=out, width=100))
     return out.getvalue()
 
 

@@ -10,7 +10,7 @@ from hybridnorm.placements.registry import placement, strategies
 from hybridnorm.placements.show.equations import equations
 from hybridnorm.placements.show.facts import facts
 from hybridnorm.placements.spec import Placement
-from hybridnorm.terminal import console
+from hybridnorm.terminal import Screen
 
 _GRAMMAR = (
     "also: [pre-]<letters of q, k, v, c>-<post|pre>, such as kv-pre or pre-qkvc-post; "
@@ -27,7 +27,7 @@ def show(name: str | None, out: Path = Path(), n_layers: int = 12) -> None:
         HybridNormError: no such placement, a broken file, no layers, or a folder that cannot be
             written.
     """
-    screen = console()
+    screen = Screen()
     if name is None:
         _list(screen)
     else:

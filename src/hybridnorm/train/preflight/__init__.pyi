@@ -1,1 +1,2 @@
+from .free import check_memory as check_memory
 from .overview import preflight as preflight
