@@ -63,9 +63,9 @@ def test_a_line_of_an_error_is_one_line_and_steers_nothing() -> None:
     assert printable("a\nb\x1b[2Jc é γ \udcff") == r"a\nb\x1b[2Jc é γ \udcff"
 
 
-@pytest.mark.parametrize("name", ["a$b$c.toml", "[red].toml", "x_$y.toml", "<b>.toml"])
+@pytest.mark.parametrize("name", ["a$b$c.toml", "[red].toml", "x_$y.toml", "<b>.toml", "规范.toml"])
 def test_a_placement_file_may_be_called_anything(name: str, tmp_path: Path, cli: Cli) -> None:
-    title = " ".join(TEXTS).replace("\\", "")
+    title = " ".join([*TEXTS, "规范"]).replace("\\", "")
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + f'title = "{title}"\nnote = "[/x]"'.encode())
     result = cli("show", tmp_path / name, "--out", tmp_path)
     assert result.returncode == 0, result.stderr

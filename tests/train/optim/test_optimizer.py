@@ -158,6 +158,7 @@ def test_an_optimizer_by_import_path_gets_its_options() -> None:
         ({"name": SGD, "options": ("mode=fast",)}, "options: 'mode=fast' is not name=value with"),
         ({"name": SGD, "options": ("a=1\nb=2",)}, r"options: 'a=1\nb=2' is not name=value"),
         ({"name": SGD, "options": ("momentum=1", "momentum=2")}, "momentum is given twice"),
+        ({"name": SGD, "options": ("momentum=nan",)}, "options: momentum must be finite, got nan"),
         ({"name": SGD, "options": ("momentum=-1",)}, "here: Invalid momentum value: -1"),
         (
             {"name": SGD, "momentum": 0.5},

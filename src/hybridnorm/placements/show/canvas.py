@@ -5,7 +5,7 @@ from functools import cache
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
@@ -133,8 +133,10 @@ class Canvas:
 
 
 def _verbatim(text: str) -> str:
-    """The text for matplotlib, to which two dollars are a formula."""
-    return text.replace("$", r"\$")
+    """For matplotlib, to which two dollars are a formula; a box stands for what the font lacks."""
+    glyphs = get_font(findfont(FontProperties(family=FONT)))
+    shown = (c if c == "\n" or glyphs.get_char_index(ord(c)) else "\N{WHITE SQUARE}" for c in text)
+    return "".join(shown).replace("$", r"\$")
 
 
 def _rounded(points: Sequence[Point], radius: float) -> Path:
