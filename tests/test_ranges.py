@@ -59,8 +59,10 @@ def outside(allowed: Range) -> list[float]:
     ("cls", "name"), NUMBERS, ids=lambda value: getattr(value, "__name__", value)
 )
 def test_nothing_outside_its_range_gets_into_a_field(cls: type, name: str) -> None:
-    needed = {f.name: "x" for f in fields(cls) if f.default is f.default_factory is MISSING}
-    is_array = "tuple" in str(get_type_hints(cls)[name])
+    hints = get_type_hints(cls)
+    missing = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
+    needed = {field: 1 if is_number(hints[field]) else "x" for field in missing}
+    is_array = "tuple" in str(hints[name])
     for number in outside(ranges(cls)[name]):
         given = {**needed, name: (number, number) if is_array else number}
         with pytest.raises(HybridNormError, match=rf"^{name}: must be .*, got ") as caught:

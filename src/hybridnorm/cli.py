@@ -144,8 +144,8 @@ def _prepare(argv: Sequence[str]) -> None:
     from hybridnorm.data import cores, find_sources, prepare_folder, report
 
     screen, workers = Screen(), args.workers or cores()
-    sources = find_sources(args.inputs)
-    manifest = prepare_folder(sources, args.out, args.config, workers=workers, console=screen)
+    found = find_sources(args.inputs, args.config.validation)
+    manifest = prepare_folder(found, args.out, args.config, workers=workers, console=screen)
     screen.print(report(args.out, manifest))
 
 

@@ -1,9 +1,9 @@
 """Which text a run reads, and how it is turned into tokens. No torch, no numpy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, check_unused
 from hybridnorm.ranges import Count, Positive, Range, Ranged
 
 MAX_VOCAB = 1 << 20
@@ -17,6 +17,10 @@ class PrepareConfig(Ranged):
     tokenizer: str = "bpe"
     """bpe (byte-level, trained on the text), byte, a tokenizer.json, or a folder that holds one,
     such as another prepared set."""
+    end_of_document: str | None = None
+    """Token of a tokenizer.json that ends a document. None: the eos_token that a
+    tokenizer_config.json or special_tokens_map.json beside it names, else <|endoftext|>, </s> or
+    <|end_of_text|>."""
     tokenizer_vocab_size: Annotated[int, Range(at_least=257, at_most=MAX_VOCAB)] = 4096
     """Vocabulary size of a trained tokenizer; 257 are the bytes and the end of a document."""
     tokenizer_train_bytes: Count = 100_000_000
@@ -24,6 +28,9 @@ class PrepareConfig(Ranged):
     documents of every part, in proportion to its size."""
     text_field: str = "text"
     """Field of a JSON line, or column of a table, that holds the text."""
+    validation: str | None = None
+    """A file, folder, glob or saved dataset that is held out, all of it. None: the split called
+    validation of a folder that has one, else a fraction."""
     validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
     """Fraction of the documents held out, chosen by a hash of each document; where that leaves a
     split empty, of the last document, whose end is held out."""
@@ -43,6 +50,13 @@ class PrepareConfig(Ranged):
                 f"min_chars: {self.min_chars} exceeds max_chars {self.max_chars}; "
                 "no document would be left"
             )
+        if self.tokenizer != "bpe":
+            trained = ("tokenizer_vocab_size", "tokenizer_train_bytes")
+            check_unused(self, f"beside tokenizer = {self.tokenizer}", *trained)
+        if self.tokenizer in ("bpe", "byte"):
+            check_unused(self, f"beside tokenizer = {self.tokenizer}", "end_of_document")
+        if self.validation is not None:
+            check_unused(self, "beside validation", "validation_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +78,9 @@ class DataConfig(PrepareConfig):
         super().__post_init__()
         if "" in self.prepared:
             raise HybridNormError("prepared: a folder without a name")
+        if self.prepared:
+            how = (f.name for f in fields(PrepareConfig))
+            check_unused(self, "beside prepared, which was made with its own", *how)
         if self.weights and len(self.weights) != len(self.prepared):
             raise HybridNormError(
                 f"weights: {len(self.weights)} weights for {len(self.prepared)} prepared folders; "
