@@ -80,3 +80,13 @@ def cli() -> Cli:
 def own_process() -> Cli:
     """`hybridnorm` with these arguments, as users start it."""
     return in_own_process
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: list[str], cli: Cli) -> Path:
+    """A run of two steps, in a folder that would be markup."""
+    run_dir = tmp_path_factory.mktemp("run") / "r[/x]"
+    result = cli("train", "demo", *tiny, "--train.steps", "2", "--run-dir", run_dir)
+    assert result.returncode == 0, result.stderr
+    assert str(run_dir) in result.stdout
+    return run_dir

@@ -83,6 +83,11 @@ def test_a_flag_hides_no_recipe_and_presets_start_from_the_command_line(
         (["study", "--model.placment", "x"], "did you mean '--model.placement'?"),
         (["study", "--train.steps", "many"], "--train.steps: expected a whole number, got 'many'"),
         (["study", "--jobs", "many"], "--jobs"),
+        (["study", "--jobs", "0"], "jobs: must be from 1 to 1,024, got 0"),
+        (["train", ""], "recipe: unknown name ''"),
+        (["study", ""], "study: unknown name ''"),
+        (["show", ""], "placement: the name is empty"),
+        (["train", "--train.hooks"], "--train.hooks: expected values, got none"),
         (["study", "--jbos", "2"], "unknown argument '--jbos'; did you mean '--jobs'?"),
     ],
 )

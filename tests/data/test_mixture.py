@@ -130,7 +130,7 @@ def test_different_tokenizers_do_not_mix(
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [((1.0,), "1 weights for 2 prepared folders"), ((1.0, 0.0), "must be positive")],
+    [((1.0,), "1 weights for 2 prepared folders"), ((1.0, 0.0), "must be above 0, got 0.0")],
 )
 def test_wrong_weights(weights: tuple[float, ...], message: str) -> None:
     with pytest.raises(HybridNormError, match=message):

@@ -295,7 +295,7 @@ def test_the_verb_names_what_is_missing(cli: object) -> None:
     for argv, message in (
         (["prepare", "demo"], "--out"),
         (["prepare", "--out", "x"], "name demo, a file, a folder or a glob"),
-        (["prepare", "demo", "--out", "x", "--workers", "0"], "workers: must be at least 1"),
+        (["prepare", "demo", "--out", "x", "--workers", "0"], "workers: must be from 1 to 1,024"),
         (["prepare", "demo", "--out", "x", "--max-chars", "0"], "max_chars: must be at least 1"),
     ):
         result = cli(*argv)  # type: ignore[operator]

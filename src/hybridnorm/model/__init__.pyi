@@ -1,4 +1,5 @@
 from .config import ModelConfig as ModelConfig
+from .config import SamplingConfig as SamplingConfig
 from .config import preset as preset
 from .flops import ParameterCounts as ParameterCounts
 from .flops import block_matrices as block_matrices

@@ -15,6 +15,7 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer, parallelize
 from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.terminal import Screen
 from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
 from hybridnorm.train.checkpoint import list_checkpoints
 from hybridnorm.train.hooks import imported_hooks
@@ -87,11 +88,11 @@ def train_on(
         world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
         trainer.run(
             reporting_hooks(recipe, run_dir, world, console, imported_hooks(recipe)),
-            lambda line: console.print(line, highlight=False, soft_wrap=True),
+            lambda line: console.print(line),
             **({"changed": changed} if changed else {}),
         )
     if trainer.step < recipe.train.steps:
-        console.print(f"stopped at step {trainer.step}; continue with --resume", highlight=False)
+        console.print(f"stopped at step {trainer.step}; continue with --resume")
     return trainer.stop if trainer.step < recipe.train.steps else 0
 
 
@@ -106,7 +107,7 @@ def _resumed(trainer: Trainer, resume: bool, console: Console) -> bool:
     return True
 
 
-class _TrainingConsole(Console):
+class _TrainingConsole(Screen):
     """Where nobody reads on (`| head`), the run ends as if its terminal had gone: saved."""
 
     def on_broken_pipe(self) -> None:
