@@ -100,15 +100,15 @@ class JsonTokenizer:
             raise HybridNormError(
                 f"tokenizer: {where} has the id {self.vocab_size - 1}; ids lie below {MAX_VOCAB}"
             )
-        known = (end for end in ends if self.tokenizer.token_to_id(end) is not None)
-        self._end = next(known, "")
-        if not self._end:
+        ids = ((end, self.tokenizer.token_to_id(end)) for end in ends)
+        found = [(end, id_) for end, id_ in ids if id_ is not None]
+        if not found:
             special = [t.content for t in self.tokenizer.get_added_tokens_decoder().values()]
             raise HybridNormError(
                 f"end_of_document: {where} has no {' or '.join(ends)}; name the token that ends a "
                 f"document; {nearest(ends[0], special)}"
             )
-        self.end_of_document: int = self.tokenizer.token_to_id(self._end)
+        self._end, self.end_of_document = found[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         try:
