@@ -28,6 +28,9 @@ class TextTokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def save(self, folder: Path) -> None: ...
+    def fast(self) -> Tokenizer:
+        """The same as a tokenizer of the `tokenizers` library, which adds no token of its own."""
+        ...
 
 
 class ByteTokenizer:
@@ -47,6 +50,13 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         (folder / BYTE).touch()
+
+    def fast(self) -> Tokenizer:
+        vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        tokenizer.add_special_tokens([END_OF_DOCUMENT])
+        return tokenizer
 
 
 class JsonTokenizer:
@@ -79,6 +89,11 @@ class JsonTokenizer:
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save(str(folder / JSON))
+
+    def fast(self) -> Tokenizer:
+        fast = Tokenizer.from_str(self.tokenizer.to_str())
+        fast.post_processor = None  # may put a token before every text
+        return fast
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:

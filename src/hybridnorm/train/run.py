@@ -53,7 +53,10 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
     model = build_model(recipe, chosen, world)
     trainer = Trainer(recipe, model, data, run_dir, world)
     resuming = resume and world.on_main(lambda: bool(list_checkpoints(run_dir)))
-    problems = trainer.resume() if resuming else []
+    if resuming:
+        problems = trainer.resume()
+    else:
+        problems = trainer.start(Path(recipe.train.start)) if recipe.train.start else []
     world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
     _announce(trainer, problems, [*reasons, threads], console)
     custom = imported_hooks(recipe)

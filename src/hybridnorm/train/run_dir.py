@@ -1,6 +1,7 @@
 """A run directory: recipe.toml, placement.toml, environment.json, metrics.jsonl, checkpoints/."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from hybridnorm.train.checkpoint import (
 )
 from hybridnorm.train.environment import environment
 
+PLACEMENT = "placement.toml"
+
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:
     """Refuse what a new or resumed run would spoil; writes nothing.
@@ -42,9 +45,16 @@ def check_run_dir(run_dir: Path, *, resume: bool) -> None:
 
 
 def describe_run(
-    run_dir: Path, recipe: Recipe, placement: Placement, data: Path, device: torch.device
+    run_dir: Path,
+    recipe: Recipe,
+    placement: Placement,
+    tokenizer: Path | None,
+    device: torch.device,
 ) -> None:
-    """Write what reproduces the run, its tokenizer included.
+    """Write what reproduces the run.
+
+    Args:
+        tokenizer: what is copied: a tokenizer.json or its folder.
 
     Raises:
         HybridNormError: the directory cannot be written.
@@ -52,9 +62,10 @@ def describe_run(
     record = {**environment(device), "seed": recipe.seed}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        copy_tokenizer(data, run_dir)
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, run_dir)
         table = placement_to_dict(placement)
-        (run_dir / "placement.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+        (run_dir / PLACEMENT).write_text(tomli_w.dumps(table), encoding="utf-8")
         (run_dir / "environment.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         # Last: a directory with a recipe is a run.
         (run_dir / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
@@ -90,15 +101,35 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
         ("order", "another data order"),
         ("optimizer", "another optimizer"),
     ):
-        before, after = saved.get(part), now[part]
+        if part not in saved:  # weights alone, of a model from elsewhere
+            continue
+        before, after = saved[part], now.get(part)
         if part == "placement":
-            before, after = _function(saved[part]), _function(now[part])
+            before, after = _function(before), _function(after)
         if before != after:
             detail = _difference(before, after) if isinstance(before, dict) else ""
             raise HybridNormError(
                 f"{checkpoint}: the checkpoint is of {name}{detail}; "
-                "resume with the recipe it was made with, or name another --run-dir"
+                "continue with the recipe it was made with, or name another run"
             )
+
+
+def check_start(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+    """Raise `HybridNormError` unless the weights of a checkpoint are of this run's model.
+
+    How weights were drawn, or how a default is spelled, makes no other model.
+    """
+
+    def model(known: dict[str, Any]) -> dict[str, Any]:
+        config = build(ModelConfig, known["model"], "model")
+        shape = replace(config, n_kv_heads=config.kv_heads, init="published", init_std=None)
+        if config.n_experts:
+            shape = replace(shape, d_expert=config.expert_width)
+        table = to_table(shape)
+        del table["placement"]
+        return {"model": table, "placement": known["placement"]}
+
+    check_identity(model(saved), model(now), checkpoint)
 
 
 def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]]:
@@ -110,15 +141,29 @@ def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]
     Raises:
         HybridNormError: not a run, or no such (or a damaged) checkpoint.
     """
-    if not (run_dir / "recipe.toml").exists():
-        raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
-    checkpoint, meta, problems = choose_checkpoint(run_dir, which, read_meta)
+    checkpoint, meta, problems = find_checkpoint(run_dir, which)
+    return load_model(checkpoint, meta), problems
+
+
+def load_model(checkpoint: Path, meta: dict[str, Any]) -> Transformer:
+    """The model of a checkpoint, float32 on the CPU."""
     placement = placement_from_dict(meta["placement"])
     with torch.device("meta"):
         model = Transformer(build(ModelConfig, meta["model"], "model"), placement)
     model.to_empty(device="cpu")
     load_checkpoint(checkpoint, training_state(model, None))
-    return model, problems
+    return model
+
+
+def find_checkpoint(run_dir: Path, which: str = "last") -> tuple[Path, dict[str, Any], list[str]]:
+    """A checkpoint of a run, its meta, and a line for each damaged one passed over.
+
+    Raises:
+        HybridNormError: not a run, or no such (or a damaged) checkpoint.
+    """
+    if not (run_dir / "recipe.toml").exists():
+        raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
+    return choose_checkpoint(run_dir, which, read_meta)
 
 
 def show_problems(problems: list[str], console: Console) -> None:

@@ -1,1 +1,3 @@
+from .overview import parameters_in_words as parameters_in_words
 from .overview import preflight as preflight
+from .overview import shape_in_words as shape_in_words

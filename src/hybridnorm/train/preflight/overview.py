@@ -59,8 +59,8 @@ def preflight(
         f"{stream_norms(placement, config.n_layers)} norms on the stream of {config.n_layers} "
         "blocks",
         "init": f"{scheme(config, placement)}, standard deviation {config.sigma:.4f}",
-        "model": _shape(config),
-        "parameters": _parameters(counts),
+        "model": shape_in_words(config),
+        "parameters": parameters_in_words(counts),
         "FLOPs": f"{_si(per_token)} per token, {_si(per_token * tokens)} in total",
         "memory": _memory(recipe, placement, shard, micro, device),
         "length": f"{train.steps:,} steps, {_si(tokens)} tokens, "
@@ -76,12 +76,14 @@ def preflight(
     return Preflight(rows=rows, warnings=misfits(recipe, placement, mix))
 
 
-def _parameters(counts: ParameterCounts) -> str:
+def parameters_in_words(counts: ParameterCounts) -> str:
+    """How many parameters: `1.27M (0.74M without embeddings)`."""
     active = f", {_si(counts.active)} active" if counts.experts else ""
     return f"{_si(counts.total)}{active} ({_si(counts.non_embedding)} without embeddings)"
 
 
-def _shape(config: ModelConfig) -> str:
+def shape_in_words(config: ModelConfig) -> str:
+    """Widths, heads, experts and vocabulary on one line."""
     return (
         f"d_model {config.d_model}, {config.n_heads} heads ({config.kv_heads} for keys and values),"
         f" d_ff {config.d_ff} ({config.activation}){_experts(config)}, vocabulary "

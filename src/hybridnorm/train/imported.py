@@ -1,0 +1,43 @@
+"""A run that begins with a model from elsewhere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hybridnorm.data import DataConfig
+from hybridnorm.model import Transformer
+from hybridnorm.placements import placement_to_dict
+from hybridnorm.recipe import Recipe
+from hybridnorm.strict_toml import to_table
+from hybridnorm.train.checkpoint import save_checkpoint, training_state
+from hybridnorm.train.run_dir import PLACEMENT, describe_run
+from hybridnorm.train.world import World
+
+
+def write_imported(
+    folder: Path, run_dir: Path, model: Transformer, tokenizer: Path | None, seq_len: int
+) -> None:
+    """Write a run into `folder` whose checkpoint of step 0 holds the weights of `model`.
+
+    Args:
+        run_dir: where the folder will lie.
+        tokenizer: the model's, a tokenizer.json; the run's recipe takes it.
+
+    Raises:
+        HybridNormError: the folder cannot be written.
+    """
+    data = DataConfig(tokenizer=str(run_dir / tokenizer.name)) if tokenizer else DataConfig()
+    recipe = Recipe(model=replace(model.config, placement=PLACEMENT), data=data)
+    recipe = replace(recipe, train=replace(recipe.train, seq_len=seq_len))
+    world = World(torch.device("cpu"))
+    describe_run(folder, recipe, model.placement, tokenizer, world.device)
+    meta = {
+        "model": to_table(model.config),
+        "placement": placement_to_dict(model.placement),
+        "seconds": 0.0,
+        "val_loss": None,
+        "skipped_steps": (0, 0),
+        "hooks": {},
+    }
+    save_checkpoint(folder, 0, training_state(model, None), meta, world)
