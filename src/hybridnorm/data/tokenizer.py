@@ -52,11 +52,19 @@ class ByteTokenizer:
         (folder / BYTE).touch()
 
     def fast(self) -> Tokenizer:
-        vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
-        tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
-        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        vocabulary = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        tokenizer = Tokenizer(models.BPE(vocabulary, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([END_OF_DOCUMENT])
         return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """The letter that byte-level BPE has for each byte (GPT-2's): itself where that is visible."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    invisible = [byte for byte in range(256) if byte not in visible]
+    return [chr(b) if b in visible else chr(256 + invisible.index(b)) for b in range(256)]
 
 
 class JsonTokenizer:

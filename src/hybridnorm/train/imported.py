@@ -7,11 +7,9 @@ import torch
 
 from hybridnorm.data import DataConfig
 from hybridnorm.model import Transformer
-from hybridnorm.placements import placement_to_dict
 from hybridnorm.recipe import Recipe
-from hybridnorm.strict_toml import to_table
 from hybridnorm.train.checkpoint import save_checkpoint, training_state
-from hybridnorm.train.run_dir import PLACEMENT, describe_run
+from hybridnorm.train.run_dir import PLACEMENT, describe_run, model_identity
 from hybridnorm.train.world import World
 
 
@@ -33,8 +31,7 @@ def write_imported(
     world = World(torch.device("cpu"))
     describe_run(folder, recipe, model.placement, tokenizer, world.device)
     meta = {
-        "model": to_table(model.config),
-        "placement": placement_to_dict(model.placement),
+        **model_identity(model.config, model.placement),
         "seconds": 0.0,
         "val_loss": None,
         "skipped_steps": (0, 0),

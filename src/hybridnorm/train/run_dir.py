@@ -77,11 +77,8 @@ def describe_run(
 
 def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[str, Any]:
     """What a resumed run must share with its checkpoint."""
-    shape = to_table(model.config)
-    del shape["placement"]  # its content counts, not what it is called
     return {
-        "model": shape,
-        "placement": placement_to_dict(model.placement),
+        **model_identity(model.config, model.placement),
         "data": data_fingerprint,
         "order": {
             "seed": recipe.seed,
@@ -90,6 +87,13 @@ def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[
         },
         "optimizer": {"name": recipe.optimizer.name},
     }
+
+
+def model_identity(config: ModelConfig, placement: Placement) -> dict[str, Any]:
+    """The part of `identity` that the weights alone have."""
+    shape = to_table(config)
+    del shape["placement"]  # its content counts, not what it is called
+    return {"model": shape, "placement": placement_to_dict(placement)}
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
@@ -120,16 +124,14 @@ def check_start(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) ->
     How weights were drawn, or how a default is spelled, makes no other model.
     """
 
-    def model(known: dict[str, Any]) -> dict[str, Any]:
+    def plain(known: dict[str, Any]) -> dict[str, Any]:
         config = build(ModelConfig, known["model"], "model")
         shape = replace(config, n_kv_heads=config.kv_heads, init="published", init_std=None)
         if config.n_experts:
             shape = replace(shape, d_expert=config.expert_width)
-        table = to_table(shape)
-        del table["placement"]
-        return {"model": table, "placement": known["placement"]}
+        return model_identity(shape, placement_from_dict(known["placement"]))
 
-    check_identity(model(saved), model(now), checkpoint)
+    check_identity(plain(saved), plain(now), checkpoint)
 
 
 def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]]:

@@ -27,7 +27,7 @@ Pretrained with hybridnorm for {steps:,} steps on {tokens:,} tokens.
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this one
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{remote})
 model = AutoModelForCausalLM.from_pretrained(folder{remote})
 inputs = tokenizer("The", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))

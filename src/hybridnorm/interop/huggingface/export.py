@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hybridnorm.interop.huggingface.card import write_card
 from hybridnorm.interop.huggingface.modeling_hybridnorm import HybridNormForCausalLM
+from hybridnorm.interop.huggingface.quiet import quiet
 from hybridnorm.interop.huggingface.shape import to_config
 from hybridnorm.interop.huggingface.stock import check_fit, stock
 from hybridnorm.interop.huggingface.tokenizer import token_ids, write_tokenizer
@@ -47,7 +48,8 @@ def export_run(
         check_fit(architecture, trained.model.config, trained.model.placement)
     model = to_transformers(trained, architecture, DTYPES[dtype])
     with new_folder(target) as partial:
-        model.save_pretrained(partial, max_shard_size=SHARD_SIZE)
+        with quiet():
+            model.save_pretrained(partial, max_shard_size=SHARD_SIZE)
         write_tokenizer(run_dir, partial, trained.recipe.train.seq_len)
         write_card(trained, partial, remote_code=architecture == OURS)
     return trained.problems
@@ -78,9 +80,10 @@ def to_transformers(trained: Trained, architecture: str, dtype: torch.dtype) -> 
 
 
 def _loaded(cls: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
-    model, report = cls.from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
-    )
+    with quiet():
+        model, report = cls.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+        )
     unlike = {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]}
     if unlike:
         raise AssertionError(f"{cls.__name__} takes other weights: {min(unlike)}")

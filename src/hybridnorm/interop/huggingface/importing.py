@@ -13,6 +13,7 @@ from hybridnorm.data import load_tokenizer
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json, read_text
 from hybridnorm.interop.huggingface.configuration_hybridnorm import HybridNormConfig
+from hybridnorm.interop.huggingface.quiet import quiet
 from hybridnorm.interop.huggingface.shape import from_config, model_config
 from hybridnorm.interop.huggingface.stock import STOCK, check_settings
 from hybridnorm.interop.huggingface.weights import fill
@@ -66,10 +67,10 @@ def _from_transformers(folder: Path) -> tuple[Transformer, int]:
     from transformers import AutoModelForCausalLM
 
     try:
-        theirs, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
+        with quiet():
+            theirs, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
     except HybridNormError:
         raise
     except Exception as error:  # whatever reads a damaged file raises

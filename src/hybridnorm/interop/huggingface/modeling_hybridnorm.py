@@ -41,8 +41,8 @@ from .configuration_hybridnorm import HybridNormConfig
 
 Spec = dict[str, Any]
 # transformers 5.24 renamed it.
-_IS_NEW = "cache" in inspect.signature(create_causal_mask).parameters
-CACHE = "cache" if _IS_NEW else "past_key_values"
+_MASK = inspect.signature(create_causal_mask).parameters
+CACHE = "cache" if "cache" in _MASK else "past_key_values"
 
 
 class HybridNormGains(nn.Module):
@@ -71,8 +71,8 @@ class HybridNormNorm(HybridNormGains):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         dtype = hidden_states.dtype
-        normed = self._normalize(hidden_states.to(torch.promote_types(dtype, torch.float32)))
-        normed = normed.to(dtype)
+        wide = hidden_states.to(torch.promote_types(dtype, torch.float32))
+        normed = self._normalize(wide).to(dtype)
         if self.weight is not None:
             gain = 1 + self.weight if self.zero_centered else self.weight
             normed = normed * gain.to(dtype)
@@ -142,12 +142,10 @@ class HybridNormResidual(nn.Module):
         self.branch_scale = build(spec["branch_scale"], dim)
         self.post_norm = build(spec["post_norm"], dim)
 
-    def forward(
-        self, branch: Tensor, stream: Tensor, normed: Tensor, block_input: Tensor
-    ) -> Tensor:
+    def forward(self, branch: Tensor, stream: Tensor, normed: Tensor, entry: Tensor) -> Tensor:
         """The stream after a sublayer that read `input_scale(normed)` and gave `branch`."""
-        carried = {"raw": stream, "normed": normed, "block_input": block_input}.get(self.skip)
-        carried = stream + block_input if carried is None else carried
+        carried = {"raw": stream, "normed": normed, "block_input": entry}.get(self.skip)
+        carried = stream + entry if carried is None else carried  # raw+block_input
         branch = self.branch_scale(self.output_norm(branch))
         return self.post_norm(self.skip_scale(carried) + branch)
 
@@ -194,9 +192,9 @@ class HybridNormAttention(nn.Module):
 
 
 class HybridNormMLP(nn.Module):
-    def __init__(self, config: HybridNormConfig, spec: Spec, layer: int, width: int) -> None:
+    def __init__(self, config: HybridNormConfig, spec: Spec, layer: int, width: int = 0) -> None:
         super().__init__()
-        dim, gated = config.hidden_size, config.gated_mlp
+        dim, gated, width = config.hidden_size, config.gated_mlp, width or config.intermediate_size
         self.gate_proj = build_linear(config, "gate_proj", layer, dim, width) if gated else None
         self.up_proj = build_linear(config, "up_proj", layer, dim, width)
         self.down_proj = build_linear(config, "down_proj", layer, width, dim)
@@ -204,11 +202,9 @@ class HybridNormMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden = self.up_proj(hidden_states)
-        if self.gate_proj is None:
-            hidden = self.act_fn(hidden)
-        else:
-            hidden = self.act_fn(self.gate_proj(hidden_states)) * hidden
+        up = self.up_proj(hidden_states)
+        gate = self.gate_proj
+        hidden = self.act_fn(up) if gate is None else self.act_fn(gate(hidden_states)) * up
         return self.down_proj(self.mid_norm(hidden))
 
 
@@ -270,35 +266,31 @@ class HybridNormSparseMoeBlock(nn.Module):
         tokens = hidden_states.flatten(0, -2)
         _, weights, chosen = self.gate(tokens)
         routed = self.experts(tokens, chosen, weights).view_as(hidden_states)
-        if self.shared_experts is None:
-            return routed
-        return self.shared_experts(hidden_states) + routed
+        shared = self.shared_experts
+        return routed if shared is None else shared(hidden_states) + routed
 
 
 class HybridNormDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: HybridNormConfig, layer_idx: int) -> None:
         super().__init__()
         spec = config.placement["kinds"][config.placement["layers"][layer_idx]]
-        attention, feed_forward = spec["attention"], spec["feed_forward"]
-        self.attention_residual = HybridNormResidual(attention, config.hidden_size)
-        self.self_attn = HybridNormAttention(config, attention, layer_idx)
-        self.feed_forward_residual = HybridNormResidual(feed_forward, config.hidden_size)
-        if spec["experts"]:
-            self.mlp = HybridNormSparseMoeBlock(config, feed_forward, layer_idx)
-        else:
-            self.mlp = HybridNormMLP(config, feed_forward, layer_idx, config.intermediate_size)
+        self.attention_residual = HybridNormResidual(spec["attention"], config.hidden_size)
+        self.self_attn = HybridNormAttention(config, spec["attention"], layer_idx)
+        self.feed_forward_residual = HybridNormResidual(spec["feed_forward"], config.hidden_size)
+        network = HybridNormSparseMoeBlock if spec["experts"] else HybridNormMLP
+        self.mlp = network(config, spec["feed_forward"], layer_idx)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         around = self.attention_residual
-        block_input = stream = hidden_states
+        entry = stream = hidden_states
         normed = around.input_norm(stream)
         branch, _ = self.self_attn(around.input_scale(normed), **kwargs)
-        stream = around(branch, stream, normed, block_input)
+        stream = around(branch, stream, normed, entry)
 
         around = self.feed_forward_residual
         normed = around.input_norm(stream)
         branch = self.mlp(around.input_scale(normed))
-        return around(branch, stream, normed, block_input)
+        return around(branch, stream, normed, entry)
 
 
 class HybridNormPreTrainedModel(PreTrainedModel):
@@ -323,12 +315,12 @@ class HybridNormPreTrainedModel(PreTrainedModel):
             for name, value in module.initial.items():
                 init.constant_(getattr(module, name), value)
         elif isinstance(module, HybridNormExperts):
-            gate, up = module.gate_up_proj.chunk(2, dim=1)
-            # Slices of a tensor do not know that it was loaded.
+            *halves, down = module.initial_stds
+            # The halves of a tensor do not know whether it was loaded.
             if not getattr(module.gate_up_proj, "_is_hf_initialized", False):
-                _truncated_normal(gate, module.initial_stds[0])
-                _truncated_normal(up, module.initial_stds[1])
-            _truncated_normal(module.down_proj, module.initial_stds[2])
+                for weight, std in zip(module.gate_up_proj.chunk(2, dim=1), halves, strict=True):
+                    _truncated_normal(weight, std)
+            _truncated_normal(module.down_proj, down)
         elif hasattr(module, "initial_std"):
             _truncated_normal(module.weight, module.initial_std)
         else:
@@ -348,7 +340,7 @@ class HybridNormModel(HybridNormPreTrainedModel):
         self.embed_scale = build(placement["embed_scale"], dim)
         self.embed_norm = build(placement["embed_norm"], dim)
         layers = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList(HybridNormDecoderLayer(config, layer) for layer in layers)
+        self.layers = nn.ModuleList(HybridNormDecoderLayer(config, n) for n in layers)
         self.norm = build(placement["final_norm"], dim)
         self.rotary_emb = Olmo2RotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -367,14 +359,10 @@ class HybridNormModel(HybridNormPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """`inputs_embeds` stand for what `embed_tokens` gives: the scale and norm come after.
-
-        The cache may be named as before transformers 5.24 or as since.
-        """
+        """`inputs_embeds` stand for what `embed_tokens` gives: the scale and norm come after."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+            raise ValueError("give either input_ids or inputs_embeds")
+        inputs_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values if cache is None else cache
         if self.gradient_checkpointing and self.training:
             cache = None  # the second forward pass would write it again

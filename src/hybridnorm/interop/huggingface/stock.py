@@ -1,5 +1,6 @@
 """Placements that are an architecture of `transformers`: which, and what has no place there."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +14,6 @@ from hybridnorm.placements import (
     Norm,
     Placement,
     Scale,
-    Sublayer,
     placement,
 )
 
@@ -33,6 +33,7 @@ _OLMOE = Placement(
     feed_forward=FeedForwardSpec(input_norm=Norm()),
     source="Muennighoff et al. 2024, arXiv 2409.02060",
 )
+_NO_PLACE = "has no place for the"
 # Settings of theirs that change what is computed, with the values that mean "not used".
 _UNUSED: dict[str, tuple[object, ...]] = {
     "attention_bias": (False, None),
@@ -92,7 +93,10 @@ def stock(name: str) -> Stock:
 
 def check_fit(name: str, config: ModelConfig, placement: Placement) -> None:
     """Raise `HybridNormError` naming what of a model has no place in the architecture `name`."""
-    for misfit in _misfits(stock(name), config, placement):
+    misfits = list(_misfits(stock(name), config, placement))
+    if misfits:
+        # What it cannot hold says more than what it would want.
+        misfit = next((m for m in misfits if m.startswith(_NO_PLACE)), misfits[0])
         raise HybridNormError(
             f"as: {name} {misfit}; export without --as, which takes every placement"
         )
@@ -109,7 +113,7 @@ def check_settings(config: Any) -> None:
             )
 
 
-def _misfits(stock: Stock, config: ModelConfig, placement: Placement) -> Any:
+def _misfits(stock: Stock, config: ModelConfig, placement: Placement) -> Iterator[str]:
     """What does not fit, in words that follow the architecture's name."""
     if config.activation != "swiglu":
         yield f"has no {config.activation} feed-forward network"
@@ -120,38 +124,37 @@ def _misfits(stock: Stock, config: ModelConfig, placement: Placement) -> Any:
     if config.moe_every > 1:
         yield "has experts in every block"
     if config.n_experts and stock.norm_topk_prob not in (None, config.norm_topk_prob):
-        yield f"has norm_topk_prob {stock.norm_topk_prob}".lower()
-    block = stock.placement.block(0, 1)
+        yield f"needs norm_topk_prob = {stock.norm_topk_prob}".lower()
+    if placement.embed_norm is not None:
+        yield f"{_NO_PLACE} embed_norm"
+    if not placement.embed_scale.is_one:
+        yield f"{_NO_PLACE} embed_scale"
+    wanted = stock.placement.block(0, 1)
     for layer in range(config.n_layers):
         found = placement.block(layer, config.n_layers)
         for part in ("attention", "feed_forward"):
-            for misfit in _differences(getattr(found, part), getattr(block, part), config):
-                yield f"{misfit[0]} {part}.{misfit[1]} (block {layer + 1})"
-    if placement.embed_norm is not None:
-        yield "has no place for the embed_norm"
-    if not placement.embed_scale.is_one:
-        yield "has no place for the embed_scale"
-    final = placement.final(config.n_layers)
-    if final is None or _plain(final, config) != Norm():
-        yield "needs an RMSNorm as final_norm"
+            sublayers = getattr(found, part), getattr(wanted, part)
+            for field in fields(sublayers[0]):
+                ours, theirs = (_plain(getattr(s, field.name), layer, config) for s in sublayers)
+                if ours != theirs:
+                    yield f"{_how(ours, theirs)} {part}.{field.name} (block {layer + 1})"
+    final = _plain(placement.final(config.n_layers), config.n_layers - 1, config)
+    if final != Norm():
+        yield f"{_how(final, Norm())} final_norm"
 
 
-def _differences(found: Sublayer, wanted: Sublayer, config: ModelConfig) -> Any:
-    for field in fields(found):
-        ours, theirs = (_plain(getattr(s, field.name), config) for s in (found, wanted))
-        if ours == theirs:
-            continue
-        if theirs in (None, Scale()):
-            yield "has no place for the", field.name
-        elif ours is None:
-            yield "needs the", field.name
-        else:
-            yield "has another", field.name
+def _how(ours: object, theirs: object) -> str:
+    if theirs is None:
+        return _NO_PLACE
+    return "needs the" if ours is None else "has another"
 
 
-def _plain(field: Any, config: ModelConfig) -> Any:
-    """A field without what weights or the configuration say anyway."""
+def _plain(field: Any, layer: int, config: ModelConfig) -> Any:
+    """A field without what weights or the configuration say anyway; None for a scale of 1."""
     if isinstance(field, Norm):
         eps = None if field.eps in (None, config.norm_eps) else field.eps
         return replace(field, gain_init=Scale(), eps=eps)
+    if isinstance(field, Scale) and field.learned == "none":
+        factor = field.at(layer, config.n_layers, config.d_model)
+        return None if factor == 1.0 else factor
     return field
