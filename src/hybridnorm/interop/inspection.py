@@ -10,11 +10,15 @@ from hybridnorm.data import load_tokenizer
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json
 from hybridnorm.model import ModelConfig, parameter_counts
-from hybridnorm.placements import Placement, placement, stream_norms
+from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import load_recipe
 from hybridnorm.text import size
 from hybridnorm.train.checkpoint import list_checkpoints, read_meta
-from hybridnorm.train.preflight import parameters_in_words, shape_in_words
+from hybridnorm.train.preflight import (
+    parameters_in_words,
+    placement_in_words,
+    shape_in_words,
+)
 from hybridnorm.train.report import read_metrics
 
 
@@ -69,10 +73,7 @@ def _run(run_dir: Path) -> Iterator[tuple[str, str]]:
 def _folder(folder: Path) -> Iterator[tuple[str, str]]:
     config = read_json(folder / "config.json")
     yield "folder", f"{folder}, {config.get('model_type')} for transformers"
-    if config.get("model_type") == "hybridnorm":
-        from hybridnorm.interop.huggingface import HybridNormConfig, from_config
-
-        yield from _model(*from_config(HybridNormConfig(**config)))
+    yield from _described(folder)
     trained = config.get("pretraining") or {}
     if trained:
         loss = trained["val_loss"]
@@ -83,15 +84,23 @@ def _folder(folder: Path) -> Iterator[tuple[str, str]]:
     yield "weights", "\n".join(_weights(path) for path in files) or "none"
 
 
+def _described(folder: Path) -> Iterator[tuple[str, str]]:
+    """The shape and placement of a folder, as far as it is one of ours."""
+    from transformers import AutoConfig
+
+    from hybridnorm.interop.huggingface import architecture
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        known = architecture(config)
+    except (OSError, ValueError) as error:  # a HybridNormError is a ValueError
+        yield "model", str(error).splitlines()[0]
+    else:
+        yield from _model(known.shape, known.placement)
+
+
 def _model(config: ModelConfig, placement: Placement) -> Iterator[tuple[str, str]]:
-    norms = stream_norms(placement, config.n_layers)
-    yield (
-        "placement",
-        (
-            f"{placement.title or placement.name}, {norms} norms on the stream of "
-            f"{config.n_layers} blocks"
-        ),
-    )
+    yield "placement", placement_in_words(placement, config.n_layers)
     yield "model", shape_in_words(config)
     yield "parameters", parameters_in_words(parameter_counts(config, placement))
 

@@ -107,7 +107,7 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
     ):
         if part not in saved:  # weights alone, of a model from elsewhere
             continue
-        before, after = saved[part], now.get(part)
+        before, after = saved[part], now[part]
         if part == "placement":
             before, after = _function(before), _function(after)
         if before != after:

@@ -113,21 +113,22 @@ class HybridNormConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id, self.eos_token_id = bos_token_id, eos_token_id
         self.pad_token_id = pad_token_id
-        self.placement = placement
+        self.placement: Any = placement
         if isinstance(placement, str):
-            if self.resolve_name is None:
+            resolve = type(self).resolve_name
+            if resolve is None:
                 raise ValueError(
                     f"placement: {placement!r} is a name; `import hybridnorm.interop.huggingface` "
                     "knows what it means"
                 )
-            type(self).resolve_name(self, placement)
+            resolve(self, placement)
         if isinstance(self.placement, dict):
             self._plan_parallelism(self.placement)
 
     def standard_deviation(self, matrix: str, layer: int | None = None) -> float:
         """Of the initial weights of `matrix`, in block `layer` where it is of one."""
         found = self.initializer.get(matrix, self.initializer_range)
-        return found[layer] if isinstance(found, list) and layer is not None else found
+        return found[layer or 0] if isinstance(found, list) else found
 
     def _plan_parallelism(self, placement: dict[str, Any]) -> None:
         """Declare only what the norms allow: some need a whole row, some precede the blocks."""

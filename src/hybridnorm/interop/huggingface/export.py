@@ -60,7 +60,10 @@ def to_transformers(trained: Trained, architecture: str, dtype: torch.dtype) -> 
     import transformers
 
     model, recipe = trained.model, trained.recipe
-    others = {**token_ids(trained.run_dir), "max_position_embeddings": recipe.train.seq_len}
+    others: dict[str, Any] = {
+        **token_ids(trained.run_dir),
+        "max_position_embeddings": recipe.train.seq_len,
+    }
     if architecture == OURS:
         others |= {
             "router_aux_loss_coef": recipe.train.load_balance_loss,

@@ -1,10 +1,9 @@
 """`hybridnorm import`: models from elsewhere as the first checkpoint of a run."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +14,12 @@ from hybridnorm.files import read_json, read_text
 from hybridnorm.interop.huggingface.configuration_hybridnorm import HybridNormConfig
 from hybridnorm.interop.huggingface.quiet import quiet
 from hybridnorm.interop.huggingface.shape import from_config, model_config
-from hybridnorm.interop.huggingface.stock import STOCK, check_settings
-from hybridnorm.interop.huggingface.weights import fill
+from hybridnorm.interop.huggingface.stock import STOCK, check_settings, stock
+from hybridnorm.interop.huggingface.weights import StockNames, fill
 from hybridnorm.interop.official import from_official
 from hybridnorm.interop.target import check_absent, new_folder
-from hybridnorm.model import Transformer
+from hybridnorm.model import ModelConfig, Transformer
+from hybridnorm.placements import Placement
 from hybridnorm.train import write_imported
 
 _WEIGHTS = ("model.safetensors", "model.pt", "pytorch_model.bin")
@@ -78,23 +78,37 @@ def _from_transformers(folder: Path) -> tuple[Transformer, int]:
     if missing := {*report["missing_keys"], *report["mismatched_keys"]}:
         raise HybridNormError(f"{folder}: weights: missing {min(missing)!r}")
     config = theirs.config
-    if isinstance(config, HybridNormConfig):
-        shape, placement = from_config(config)
-        names: Mapping[str, str] = {}
-    else:
-        check_settings(config)
-        shape = model_config(config)
-        stock = STOCK[config.model_type]
-        placement, names = stock.placement, stock.names
-    model = _empty(shape, placement)
+    known = architecture(config)
+    model = _empty(known.shape, known.placement)
     weights = theirs.state_dict()
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    fill(model, weights, names)
+    fill(model, weights, known.names)
     return model, config.max_position_embeddings
 
 
-def _empty(shape: Any, placement: Any) -> Transformer:
+class Architecture(NamedTuple):
+    """What a configuration of `transformers` is here."""
+
+    shape: ModelConfig
+    placement: Placement
+    names: StockNames
+
+
+def architecture(config: Any) -> Architecture:
+    """What a configuration, ours or a stock one, is here.
+
+    Raises:
+        HybridNormError: it is none of those, or has a setting without a counterpart here.
+    """
+    if isinstance(config, HybridNormConfig):
+        return Architecture(*from_config(config), {})
+    known = stock(config.model_type)
+    check_settings(config)
+    return Architecture(model_config(config), known.placement, known.names)
+
+
+def _empty(shape: ModelConfig, placement: Placement) -> Transformer:
     with torch.device("meta"):
         model = Transformer(shape, placement)
     return model.to_empty(device="cpu")

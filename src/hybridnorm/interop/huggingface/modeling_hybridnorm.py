@@ -28,11 +28,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.olmo2.modeling_olmo2 import (
-    Olmo2RotaryEmbedding,
-    apply_rotary_pos_emb,  # in float32, as they are in OLMo 2
-    eager_attention_forward,
-)
+from transformers.models.olmo2 import modeling_olmo2 as olmo2  # rotates in float32
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -40,6 +36,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_hybridnorm import HybridNormConfig
 
 Spec = dict[str, Any]
+STD = "initial_std"  # of a module's matrix
 # transformers 5.24 renamed it.
 _MASK = inspect.signature(create_causal_mask).parameters
 CACHE = "cache" if "cache" in _MASK else "past_key_values"
@@ -47,6 +44,11 @@ CACHE = "cache" if "cache" in _MASK else "past_key_values"
 
 class HybridNormGains(nn.Module):
     """Parameters with a number each to start from."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    alpha: Tensor
+    shift: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,9 +125,9 @@ def build_head_norm(spec: Spec | None, n_heads: int, head_dim: int) -> nn.Module
     return build(spec, head_dim)
 
 
-def build_linear(config: HybridNormConfig, name: str, layer: int, *size: int) -> nn.Linear:
-    linear = nn.Linear(*size, bias=False)
-    linear.initial_std = config.standard_deviation(name, layer)  # for _init_weights
+def build_linear(config: HybridNormConfig, name: str, layer: int, d: int, out: int) -> nn.Linear:
+    linear = nn.Linear(d, out, bias=False)
+    setattr(linear, STD, config.standard_deviation(name, layer))
     return linear
 
 
@@ -179,14 +181,12 @@ class HybridNormAttention(nn.Module):
         query = self.q_norm(self.q_proj(hidden_states).view(shape)).transpose(1, 2)
         key = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)
         value = self.v_norm(self.v_proj(hidden_states).view(shape)).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        query, key = olmo2.apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        name = self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
-        context, weights = attend(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
-        )
+        name, kwargs["scaling"] = self.config._attn_implementation, self.scaling
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, olmo2.eager_attention_forward)
+        context, weights = attend(self, query, key, value, attention_mask, dropout=0.0, **kwargs)
         context = self.context_norm(context.reshape(shape))
         return self.o_proj(context.flatten(-2)), weights
 
@@ -213,7 +213,7 @@ class HybridNormRouter(nn.Module):
         super().__init__()
         self.top_k, self.norm_topk_prob = config.num_experts_per_tok, config.norm_topk_prob
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
-        self.initial_std = config.standard_deviation("router", layer_idx)
+        setattr(self, STD, config.standard_deviation("router", layer_idx))
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, and the weights and numbers of the chosen experts, `(tokens, top_k)`."""
@@ -246,7 +246,7 @@ class HybridNormExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         out = torch.zeros_like(hidden_states)
-        for expert in top_k_index.unique().tolist():
+        for expert in set(top_k_index.flatten().tolist()):
             token, slot = torch.where(top_k_index == expert)
             gate_up = F.linear(hidden_states[token], self.gate_up_proj[expert])
             expert_out = F.linear(self._apply_gate(gate_up), self.down_proj[expert])
@@ -321,8 +321,8 @@ class HybridNormPreTrainedModel(PreTrainedModel):
                 for weight, std in zip(module.gate_up_proj.chunk(2, dim=1), halves, strict=True):
                     _truncated_normal(weight, std)
             _truncated_normal(module.down_proj, down)
-        elif hasattr(module, "initial_std"):
-            _truncated_normal(module.weight, module.initial_std)
+        elif hasattr(module, STD):
+            _truncated_normal(module.get_parameter("weight"), getattr(module, STD))
         else:
             super()._init_weights(module)
 
@@ -334,15 +334,14 @@ def _truncated_normal(weight: Tensor, std: float) -> None:
 class HybridNormModel(HybridNormPreTrainedModel):
     def __init__(self, config: HybridNormConfig) -> None:
         super().__init__(config)
-        dim, placement = config.hidden_size, config.placement
+        dim, placement, layers = config.hidden_size, config.placement, config.num_hidden_layers
         self.embed_tokens = nn.Embedding(config.vocab_size, dim)
-        self.embed_tokens.initial_std = config.standard_deviation("embed_tokens")
+        setattr(self.embed_tokens, STD, config.standard_deviation("embed_tokens"))
         self.embed_scale = build(placement["embed_scale"], dim)
         self.embed_norm = build(placement["embed_norm"], dim)
-        layers = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList(HybridNormDecoderLayer(config, n) for n in layers)
+        self.layers = nn.ModuleList(HybridNormDecoderLayer(config, n) for n in range(layers))
         self.norm = build(placement["final_norm"], dim)
-        self.rotary_emb = Olmo2RotaryEmbedding(config)
+        self.rotary_emb = olmo2.Olmo2RotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -390,9 +389,8 @@ class HybridNormForCausalLM(HybridNormPreTrainedModel, GenerationMixin):
     def __init__(self, config: HybridNormConfig) -> None:
         super().__init__(config)
         self.model = HybridNormModel(config)
-        self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.lm_head.initial_std = config.standard_deviation("lm_head")
+        setattr(self.lm_head, STD, config.standard_deviation("lm_head"))
         self.post_init()
 
     @can_return_tuple

@@ -93,7 +93,7 @@ def model_config(config: Any) -> ModelConfig:
         d_ff=config.intermediate_size,
         vocab_size=config.vocab_size,
         tie_embeddings=config.tie_word_embeddings,
-        activation=known[activation],
+        activation=known[activation],  # type: ignore[arg-type]
         rope_theta=rope.get("rope_theta", 10_000.0),
         norm_eps=config.rms_norm_eps,
         **_experts(config),

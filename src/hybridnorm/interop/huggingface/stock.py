@@ -87,7 +87,7 @@ def stock(name: str) -> Stock:
         HybridNormError: no such architecture; the nearest name is offered.
     """
     if name not in STOCK:
-        raise HybridNormError(f"as: unknown architecture {name!r}; {nearest(name, STOCK)}")
+        raise HybridNormError(f"unknown architecture {name!r}; {nearest(name, STOCK)}")
     return STOCK[name]
 
 

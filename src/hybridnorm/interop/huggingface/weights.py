@@ -80,7 +80,7 @@ def fill(model: Transformer, theirs: Mapping[str, Tensor], norms: StockNames) ->
     for name, parameter in model.named_parameters():
         source, half = found[name]
         weight = theirs[source] if half is None else theirs[source].chunk(2, dim=1)[half]
-        target = parameter
+        target: Tensor = parameter
         if source in _OUTSIDE_ROWS:
             parameter.zero_()
             target = parameter[: model.config.vocab_size]

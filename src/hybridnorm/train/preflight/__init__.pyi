@@ -1,3 +1,4 @@
 from .overview import parameters_in_words as parameters_in_words
+from .overview import placement_in_words as placement_in_words
 from .overview import preflight as preflight
 from .overview import shape_in_words as shape_in_words

@@ -55,9 +55,7 @@ def preflight(
     share = -(-train.batch_size // (parallel.replicate * shard))
     micro = train.micro_batch_size or share
     rows = {
-        "placement": f"{placement.title or placement.name}, "
-        f"{stream_norms(placement, config.n_layers)} norms on the stream of {config.n_layers} "
-        "blocks",
+        "placement": placement_in_words(placement, config.n_layers),
         "init": f"{scheme(config, placement)}, standard deviation {config.sigma:.4f}",
         "model": shape_in_words(config),
         "parameters": parameters_in_words(counts),
@@ -74,6 +72,14 @@ def preflight(
         f"{train.dtype}; activation checkpointing {parallel.activation_checkpointing}",
     }
     return Preflight(rows=rows, warnings=misfits(recipe, placement, mix))
+
+
+def placement_in_words(placement: Placement, n_layers: int) -> str:
+    """Its title, and how many norms are on the stream."""
+    norms = stream_norms(placement, n_layers)
+    plural = "" if norms == 1 else "s"
+    title = placement.title or placement.name
+    return f"{title}, {norms} norm{plural} on the stream of {n_layers} blocks"
 
 
 def parameters_in_words(counts: ParameterCounts) -> str:
