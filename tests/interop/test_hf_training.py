@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import (
 from exports import EXPERTS, IDS, SHAPE, exported, gap, model
 from hybridnorm.errors import HybridNormError
 from hybridnorm.interop.huggingface import HybridNormConfig, HybridNormForCausalLM
+from hybridnorm.interop.huggingface.tokenizer import write_tokenizer
 from hybridnorm.interop.huggingface.weights import sources
 from hybridnorm.model import scheme, standard_deviation
 from hybridnorm.model.config import ModelConfig
@@ -222,3 +224,32 @@ def test_lora_of_experts(tmp_path: Path, quiet_accelerate: None) -> None:
     adapted(IDS, labels=IDS).loss.backward()
     assert torch.allclose(adapted(IDS).logits, before, atol=1e-6)
     assert SHAPE["n_layers"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [(), ("--lora",)], ids=["whole", "lora"])
+def test_the_example(
+    options: tuple[str, ...], corpus: Path, tmp_path: Path, quiet_accelerate: None
+) -> None:
+    for package in ("accelerate", "peft"):
+        pytest.importorskip(package)
+    theirs = exported(model(), tmp_path / "run")
+    theirs.save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "run", tmp_path / "model", 32)
+    main = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "finetune.py"))["main"]
+    text = corpus / "text.jsonl"
+    main(
+        [
+            str(tmp_path / "model"),
+            str(text),
+            "--out",
+            str(tmp_path / "out"),
+            *options,
+            "--steps",
+            "5",
+        ]
+    )
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert gap(again(IDS).logits, theirs(IDS).logits) > 1e-3
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
