@@ -10,6 +10,7 @@ FLOORS = (
     "errors",
     "text",
     "files",
+    "processes",
     "strict_toml",
     "placements",
     "model",

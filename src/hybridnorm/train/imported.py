@@ -25,13 +25,18 @@ def write_imported(
     Raises:
         HybridNormError: the folder cannot be written.
     """
-    data = DataConfig(tokenizer=str(run_dir / tokenizer.name)) if tokenizer else DataConfig()
+    data = (
+        DataConfig(tokenizer=str(run_dir.absolute() / tokenizer.name))
+        if tokenizer
+        else DataConfig()
+    )
     recipe = Recipe(model=replace(model.config, placement=PLACEMENT), data=data)
     recipe = replace(recipe, train=replace(recipe.train, seq_len=seq_len))
     world = World(torch.device("cpu"))
     describe_run(folder, recipe, model.placement, tokenizer, world.device)
     meta = {
         **model_identity(model.config, model.placement),
+        "imported": True,  # weights alone: no data yet, no optimizer
         "seconds": 0.0,
         "val_loss": None,
         "skipped_steps": (0, 0),
