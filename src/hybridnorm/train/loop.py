@@ -30,7 +30,7 @@ from hybridnorm.train.hooks import Hook, Row, State
 from hybridnorm.train.non_finite import SkipGuard, all_finite
 from hybridnorm.train.objective import objective
 from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
-from hybridnorm.train.report import StepLog
+from hybridnorm.train.report import HALVES, StepLog
 from hybridnorm.train.run_dir import (
     check_identity,
     check_start,
@@ -252,22 +252,33 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch, rows in self.batches.held_out(self.held_out, self.config.eval_sequences):
-            loss = self.model.loss(*batch)
-            sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
+        """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text.
+
+        Of two halves, too, window by window in turn: one to choose settings by, one to compare with
+        what was chosen.
+        """
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.world.device)
+        for half in range(2):
+            for batch, rows in self.batches.held_out(
+                self.held_out, self.config.eval_sequences, half
+            ):
+                loss = self.model.loss(*batch)
+                sums[half] += torch.stack((loss * rows, torch.full_like(loss, rows)))
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # a forward pass alone leaves embedding and head whole
-        total, count = self.world.mean(sums).tolist()
-        loss = self.val_loss = total / count
+        halves = self.world.mean(sums).tolist()
+        whole: float = sum(total for total, _ in halves) / sum(count for _, count in halves)
+        self.val_loss = whole
         row = {
             "step": self.step,
             "tokens": self.step * self._tokens_per_step(),
-            "val_loss": loss,
-            "val_perplexity": math.exp(min(loss, 700.0)),
-            "val_bits_per_byte": loss / math.log(2) * self.held_out.tokens_per_byte,
+            "val_loss": whole,
+            "val_perplexity": math.exp(min(whole, 700.0)),
+            "val_bits_per_byte": whole / math.log(2) * self.held_out.tokens_per_byte,
         }
+        for name, (total, count) in zip(HALVES, halves, strict=True):
+            if count:  # of a single window, one half is empty
+                row[name] = total / count
         for hook in self.hooks:
             hook.after_evaluation(self._state(), row)
 
