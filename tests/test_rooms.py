@@ -11,6 +11,7 @@ FLOORS = (
     "text",
     "terminal",
     "files",
+    "processes",
     "ranges",
     "strict_toml",
     "placements",
@@ -20,7 +21,7 @@ FLOORS = (
     "train",
     "study",
 )
-BESIDE = {"interop": "model"}  # rooms that stand on a floor of their own
+BESIDE = {"interop": "train"}  # rooms that stand on a floor of their own
 
 
 def imports(path: Path) -> Iterator[tuple[str, ...]]:

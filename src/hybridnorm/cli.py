@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from tyro.conf import Positional
@@ -92,6 +92,42 @@ class Generate(SamplingConfig):
     """last, best (lowest held-out loss), or a step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the model of a run as a folder that Hugging Face transformers loads."""
+
+    run_dir: Positional[Path]
+    """Directory of a run."""
+    to: Path
+    """Folder to write; it must not exist."""
+    checkpoint: str = "last"
+    """last, best (lowest held-out loss), or a step."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of the weights."""
+    architecture: Annotated[str, tyro.conf.arg(name="as")] = "hybridnorm"
+    """hybridnorm (any placement; the folder brings its code), or the architecture that the
+    placement is: llama, qwen3, olmo2, olmoe or mixtral."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a run of a model from elsewhere, to be trained on."""
+
+    source: Positional[Path]
+    """An export, a Llama, Qwen 3, Olmo 2, OLMoE or Mixtral folder, or a checkpoint of the authors
+    of HybridNorm, a folder or a file."""
+    to: Path
+    """Directory of the run; it must not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """What a run or a model folder holds."""
+
+    path: Positional[Path]
+    """Directory of a run, or a folder of transformers."""
+
+
 def _train(argv: Sequence[str]) -> None:
     line = split_overrides(argv, Train, "recipe", _is_file_or(builtin()))
     name = "demo" if line.positional is None else line.positional
@@ -156,11 +192,46 @@ def _generate(argv: Sequence[str]) -> None:
     print(generate_text(args.run_dir, args.prompt, args, checkpoint=args.checkpoint))
 
 
+def _export(argv: Sequence[str]) -> None:
+    args = parse_options(Export, "export", argv)
+    from hybridnorm.interop.huggingface import export_run
+
+    problems = export_run(
+        args.run_dir,
+        args.to,
+        checkpoint=args.checkpoint,
+        dtype=args.dtype,
+        architecture=args.architecture,
+    )
+    for problem in problems:
+        print(f"passed over: {problem}", file=sys.stderr)
+    print(f"exported to {args.to}")
+
+
+def _import(argv: Sequence[str]) -> None:
+    args = parse_options(Import, "import", argv)
+    from hybridnorm.interop.huggingface import import_model
+
+    import_model(args.source, args.to)
+    print(f"imported to {args.to}; train on with")
+    print(f"  hybridnorm train {args.to}/recipe.toml --run-dir {args.to} --resume")
+
+
+def _inspect(argv: Sequence[str]) -> None:
+    args = parse_options(Inspect, "inspect", argv)
+    from hybridnorm.interop import inspect
+
+    inspect(args.path)
+
+
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
     "prepare": ("turn text into token shards, once and in parallel", _prepare),
     "generate": ("continue a prompt with a trained model", _generate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
+    "export": ("a run as a folder that Hugging Face transformers loads", _export),
+    "import": ("a model from elsewhere as a run", _import),
+    "inspect": ("what a run or a model folder holds", _inspect),
     "show": ("equations, facts and drawing of a placement", _show),
 }
 

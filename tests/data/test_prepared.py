@@ -1,4 +1,4 @@
-"""A prepared folder that someone else made, or a damaged one: one line, and nothing else is read."""
+"""A prepared folder that someone else made, or a damaged one: one line, nothing else is read."""
 
 import json
 import os

@@ -8,6 +8,7 @@ from .flops import flops_per_token as flops_per_token
 from .flops import norm_width as norm_width
 from .flops import parameter_counts as parameter_counts
 from .initialization import scheme as scheme
+from .initialization import standard_deviation as standard_deviation
 from .kernels.chunks import chunk_rows as chunk_rows
 from .masks import document_ids as document_ids
 from .moe import load_balance as load_balance

@@ -42,6 +42,8 @@ class TrainConfig(Ranged):
     """Weight of the load-balance loss of models with experts (OLMoE: 0.01)."""
     router_z_loss: NotNegative = 0.001
     """Weight of the squared log-partition function of their routers' logits (OLMoE: 0.001)."""
+    start: str | None = None
+    """Run (such as one that `hybridnorm import` made) whose weights this one starts from."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes CUDA where there is one."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"

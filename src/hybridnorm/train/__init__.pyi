@@ -2,8 +2,11 @@ from .auto import keep_choices as keep_choices
 from .auto import resolve_auto as resolve_auto
 from .auto import set_threads as set_threads
 from .generation import generate_text as generate_text
+from .imported import write_imported as write_imported
 from .process_setup import set_up_process as set_up_process
 from .run import train as train
 from .run import with_vocabulary as with_vocabulary
+from .trained import Trained as Trained
+from .trained import load_trained as load_trained
 from .world import end_rank as end_rank
 from .world import pick_device as pick_device

@@ -31,7 +31,13 @@ from hybridnorm.train.non_finite import SkipGuard, all_finite
 from hybridnorm.train.objective import objective
 from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
 from hybridnorm.train.report import StepLog
-from hybridnorm.train.run_dir import check_identity, identity, read_record
+from hybridnorm.train.run_dir import (
+    check_identity,
+    check_start,
+    find_checkpoint,
+    identity,
+    read_record,
+)
 from hybridnorm.train.schedule import learning_rate
 from hybridnorm.train.world import World
 
@@ -81,15 +87,32 @@ class Trainer:
                 "raise it, or name another --run-dir"
             )
         self.world.on_main(lambda: set_aside_damaged(self.run_dir, path))
-        materialize(self.optimizer)
-        state = training_state(self.model, self.optimizer)
-        load_checkpoint(path, state, self.world)
-        restore(self.model, self.optimizer, state)
+        self._load(path, with_optimizer="optimizer" in meta)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
         self.saved_at = self.step
         self.guard.total, self.guard.in_row = meta["skipped_steps"]
-        self.memory = meta.get("hooks") or {"SpikeScores": meta["spikes"]}
+        self.memory = meta["hooks"] if "hooks" in meta else {"SpikeScores": meta["spikes"]}
         return problems
+
+    def start(self, run_dir: Path) -> list[str]:
+        """Take the weights of another run's newest undamaged checkpoint; a line for each damaged.
+
+        Raises:
+            HybridNormError: not a run, or its model is another one.
+        """
+        path, meta, problems = self.world.on_main(lambda: find_checkpoint(run_dir))
+        check_start(meta, self.identity, path)
+        self._load(path, with_optimizer=False)
+        return problems
+
+    def _load(self, checkpoint: Path, *, with_optimizer: bool) -> None:
+        if not with_optimizer:
+            load_checkpoint(checkpoint, training_state(self.model, None), self.world)
+            return
+        materialize(self.optimizer)
+        state = training_state(self.model, self.optimizer)
+        load_checkpoint(checkpoint, state, self.world)
+        restore(self.model, self.optimizer, state)
 
     def run(self, hooks: Sequence[Hook], note: Callable[[str], None], **started: object) -> None:
         """Train to the last step, or until SIGINT, SIGTERM or SIGHUP; then save.

@@ -97,14 +97,15 @@ def train_on(
 
 
 def _resumed(trainer: Trainer, resume: bool, console: Console) -> bool:
-    """Load the newest checkpoint where there is one, and say so where there is none."""
-    if not resume:
-        return False
-    if trainer.world.on_main(lambda: bool(list_checkpoints(trainer.run_dir))):
+    """Load the newest checkpoint where there is one, or else the weights to start from."""
+    start = trainer.recipe.train.start
+    if resume and trainer.world.on_main(lambda: bool(list_checkpoints(trainer.run_dir))):
         show_problems(trainer.resume(), console)
-    else:
+    elif start is not None:
+        show_problems(trainer.start(Path(start)), console)
+    elif resume:
         console.print(f"{trainer.run_dir}: no checkpoint yet; from step 1 on", style="yellow")
-    return True
+    return resume
 
 
 class _TrainingConsole(Screen):

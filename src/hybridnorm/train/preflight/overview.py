@@ -57,12 +57,10 @@ def preflight(
     micro = train.micro_batch_size or share
     memory = memory_estimate(recipe, placement, shard=shard, micro_batch_size=micro, device=device)
     rows = {
-        "placement": f"{placement.title or placement.name}, "
-        f"{count(stream_norms(placement, config.n_layers), 'norm')} on the stream of "
-        f"{count(config.n_layers, 'block')}",
+        "placement": placement_in_words(placement, config.n_layers),
         "init": f"{scheme(config, placement)}, standard deviation {config.sigma:.4f}",
-        "model": _shape(config),
-        "parameters": _parameters(counts),
+        "model": shape_in_words(config),
+        "parameters": parameters_in_words(counts),
         "FLOPs": f"{_si(per_token)} per token, {_si(per_token * tokens)} in total",
         "memory": _memory(memory),
         "length": f"{count(train.steps, 'step')}, {_si(tokens)} tokens, "
@@ -78,12 +76,21 @@ def preflight(
     return Preflight(rows=rows, warnings=misfits(recipe, placement, mix), memory=memory)
 
 
-def _parameters(counts: ParameterCounts) -> str:
+def placement_in_words(placement: Placement, n_layers: int) -> str:
+    """Its title, and how many norms are on the stream."""
+    norms = count(stream_norms(placement, n_layers), "norm")
+    title = placement.title or placement.name
+    return f"{title}, {norms} on the stream of {count(n_layers, 'block')}"
+
+
+def parameters_in_words(counts: ParameterCounts) -> str:
+    """How many parameters: `1.27M (0.74M without embeddings)`."""
     active = f", {_si(counts.active)} active" if counts.experts else ""
     return f"{_si(counts.total)}{active} ({_si(counts.non_embedding)} without embeddings)"
 
 
-def _shape(config: ModelConfig) -> str:
+def shape_in_words(config: ModelConfig) -> str:
+    """Widths, heads, experts and vocabulary on one line."""
     return (
         f"d_model {config.d_model}, {count(config.n_heads, 'head')} ({config.kv_heads} for keys "
         f"and values), d_ff {config.d_ff} ({config.activation}){_experts(config)}, vocabulary "
