@@ -85,7 +85,7 @@ def test_ranges_say_what_they_hold() -> None:
     assert str(Range(at_least=-4, at_most=4)) == "from -4 to 4"
     assert str(Range()) == "finite"
     check_number("x", (0.5, None, 1), Range(above=0, at_most=1))
-    with pytest.raises(HybridNormError, match=r"^x: must be above 0 and below 2\^63, got inf$"):
+    with pytest.raises(HybridNormError, match=r"^x: must be above 0 and below 2\^127, got inf$"):
         check_number("x", float("inf"), Range(above=0))
 
 

@@ -1,29 +1,27 @@
 """Ranges of numbers, declared beside a dataclass's fields, checked wherever one is built."""
 
+import math
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, get_args, get_type_hints
 
 from hybridnorm.errors import HybridNormError
 
-LARGEST = 2**63 - 1
-"""No number is larger in size: TOML and the seeds of torch end here."""
-
 
 @dataclass(frozen=True)
 class Range:
     """The numbers that a field may be; nan and the infinities are in none."""
 
-    above: float = float("-inf")
-    at_least: float = -LARGEST
-    at_most: float = LARGEST
-    below: float = float("inf")
+    above: float = -math.inf
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
 
     def __contains__(self, number: float) -> bool:
         return self.at_least <= number <= self.at_most and self.above < number < self.below
 
     def __str__(self) -> str:
-        if self.at_least > -LARGEST and self.at_most < LARGEST:
+        if self.at_least > -math.inf and self.at_most < math.inf:
             return f"from {self.at_least:,} to {self.at_most:,}"
         given = [f for f in fields(self) if getattr(self, f.name) != f.default]
         bounds = [f"{f.name.replace('_', ' ')} {getattr(self, f.name):,}" for f in given]
@@ -50,8 +48,12 @@ def check_number(name: str, value: Any, kind: Any) -> None:
     allowed = _range_in(kind)
     assert allowed is not None, f"{name}: no range is declared"
     for number in value if isinstance(value, list | tuple) else (value,):
-        if number is not None and number not in allowed:
-            limit = "" if number <= LARGEST else " and below 2^63"
+        if number is None:
+            continue
+        bits = 63 if isinstance(number, int) else 127  # whole numbers of TOML; float32
+        fits = abs(number) < 2**bits
+        if not fits or number not in allowed:
+            limit = "" if fits else f" and below 2^{bits}"
             raise HybridNormError(f"{name}: must be {allowed}{limit}, got {number}")
 
 

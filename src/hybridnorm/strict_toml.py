@@ -8,7 +8,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
 
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.ranges import LARGEST
 
 T = TypeVar("T")
 Convert = Callable[[type, str, object, str], object]
@@ -87,7 +86,7 @@ def typed(annotation: Any, value: object, where: str) -> object:
 
 
 def _plain_typed(annotation: Any, value: object, where: str) -> object:
-    if isinstance(value, int) and abs(value) > LARGEST:
+    if isinstance(value, int) and abs(value) >= 2**63:
         raise HybridNormError(f"{where}: the number is too large; TOML has 64 bits for it")
     if isinstance(value, str) and any(map(_steers, value)):
         raise HybridNormError(f"{where}: holds a control character: {value!r}")

@@ -27,7 +27,7 @@ REFUSED = {
     "attention.branch_scale": ({"attention": {"branch_scale": "1"}}, "expected a number"),
     "attention.skip_scale.value": (
         {"attention": {"skip_scale": float("nan")}},
-        "to 1,000,000,000 and below 2^63",
+        "to 1,000,000,000 and below 2^127",
     ),
     "attention.skip_scale.depth_power": (
         {"attention": {"skip_scale": {"depth_power": 1e6}}},

@@ -67,7 +67,7 @@ def test_overrides_win_over_the_file_and_the_preset(tmp_path: Path) -> None:
             "schedule.decay_steps: 24 and warmup_steps 100 exceed train.steps 120",
         ),
         ("[train]\nkeep_every = 0", "train.keep_every: must be at least 1, got 0"),
-        ("[optimizer]\nlr = nan", "optimizer.lr: must be above 0 and below 2^63, got nan"),
+        ("[optimizer]\nlr = nan", "optimizer.lr: must be above 0 and below 2^127, got nan"),
         ("lr = 1.0", "lr: unknown field; did you mean 'optimizer.lr'?"),
         ('"optimizer.lr" = 1.0', "optimizer.lr: unknown field; write a dotted name without quotes"),
         ('[data]\nsource = "\\u001b"', "data.source: holds a control character: '\\x1b'"),

@@ -30,11 +30,11 @@ def test_text_of_ruined_weights_is_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--temperature nan", "temperature: must be at least 0 and below 2^63, got nan"),
+        ("--temperature nan", "temperature: must be at least 0 and below 2^127, got nan"),
         ("--temperature -1", "temperature: must be at least 0, got -1.0"),
         ("--top-k 0", "top_k: must be at least 1, got 0"),
         ("--top-p 0", "top_p: must be above 0 and at most 1, got 0.0"),
-        ("--top-p inf", "top_p: must be above 0 and at most 1 and below 2^63, got inf"),
+        ("--top-p inf", "top_p: must be above 0 and at most 1 and below 2^127, got inf"),
         ("--max-new-tokens 0", "max_new_tokens: must be from 1 to 1,048,576, got 0"),
         ("--seed -1", "seed: must be at least 0, got -1"),
         ("--temperature 0 --top-k 3", "top_k: has no effect where temperature 0 takes"),
