@@ -22,6 +22,7 @@ from rich.console import Console
 from hybridnorm.data.config import DataConfig, PrepareConfig
 from hybridnorm.data.manifest import (
     MANIFEST,
+    SEAL,
     SPLITS,
     VERSION,
     WORK,
@@ -35,6 +36,7 @@ from hybridnorm.data.manifest import (
     checksum,
     read_manifest,
     report,
+    write_manifest,
 )
 from hybridnorm.data.prepare.documents import Tally
 from hybridnorm.data.prepare.formats import lines_before
@@ -142,14 +144,13 @@ def _make(
         if not any(work.glob("[0-9]*.json")):
             _discard(out)  # nothing to continue
         raise
-    manifest = _manifest(out, plan, records)
-    write_whole(out / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    write_manifest(out, _manifest(out, plan, records))
 
 
 def _discard(out: Path) -> None:
     """Delete what preparation made. What says whose folder this is goes last, in case of a kill."""
     made = (f"{split}-*.bin" for split in SPLITS)
-    for pattern in (*made, JSON, CONFIG, BYTE, _PARTIAL):
+    for pattern in (*made, JSON, CONFIG, BYTE, SEAL, _PARTIAL):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
     shutil.rmtree(out / WORK, ignore_errors=True)
