@@ -1,52 +1,22 @@
 """Preparation from end to end: nothing lost, the same bytes for any workers, bad input named."""
 
-import errno
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from hybridnorm.data.config import DataConfig, PrepareConfig
 from hybridnorm.data.dataset import Tokens
-from hybridnorm.data.manifest import Manifest
 from hybridnorm.data.prepare import inputs
 from hybridnorm.data.prepare.folder import open_data, prepare_folder
 from hybridnorm.data.prepare.sources import find_sources
-from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer, load_tokenizer
+from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer
 from hybridnorm.errors import HybridNormError
-
-QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_SMALLEST", 8000)
-    monkeypatch.setattr(inputs, "_LARGEST", 8000)
-
-
-def make(source: object, out: Path, workers: int = 1, **fields: object) -> Manifest:
-    small = {} if "tokenizer" in fields else {"tokenizer_vocab_size": 300}
-    config = PrepareConfig(**{**small, **fields})  # type: ignore[arg-type]
-    found = find_sources([str(source)], config.validation)
-    return prepare_folder(found, out, config, workers=workers, console=QUIET)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def texts_of(folder: Path, split: str) -> list[str]:
-    tokens, tokenizer = Tokens(folder, split), load_tokenizer(folder)  # type: ignore[arg-type]
-    ids = tokens.slice(0, tokens.n_tokens)
-    pieces = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_document) + 1)[:-1]
-    return [tokenizer.decode(piece[:-1].tolist()) for piece in pieces]
+from prepared_sets import QUIET, content, make, texts_of
 
 
 def expected(source: Path, held_out: bool) -> list[str]:
@@ -63,10 +33,10 @@ def test_nothing_is_lost_between_text_and_tokens(
     for split, held_out in (("train", False), ("validation", True)):
         kept = expected(corpus / "text.jsonl", held_out)
         assert texts_of(tmp_path / "out", split) == kept
-        record = manifest.split(split)  # type: ignore[arg-type]
+        record = manifest.split(split)
         assert record.documents == len(kept)
         assert record.text_bytes == sum(len(text.encode()) for text in kept)
-        tokens = Tokens(tmp_path / "out", split)  # type: ignore[arg-type]
+        tokens = Tokens(tmp_path / "out", split)
         assert tokens.tokens_per_byte == pytest.approx(tokens.n_tokens / record.text_bytes)
     parts = sorted((tmp_path / "out").glob("train-*.bin"))
     whole = np.concatenate([np.fromfile(part, "<u2") for part in parts])
@@ -189,7 +159,7 @@ def test_what_was_skipped_is_fatal_when_asked(tmp_path: Path, small_units: None)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybridnorm.data.prepare.folder._manifest", interrupted)
+        patch.setattr("hybridnorm.data.prepare.folder.write_manifest", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
     with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
@@ -304,109 +274,3 @@ def test_the_verb_names_what_is_missing(cli: object) -> None:
         result = cli(*argv)  # type: ignore[operator]
         assert result.returncode == 1 and message in result.stderr
         assert result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("tokenizer", ["bpe", "byte"])
-def test_a_disk_that_fills_up_leaves_no_half_of_a_file(
-    tokenizer: str, corpus: Path, tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(corpus, tmp_path / "whole", tokenizer=tokenizer, **SMALL[tokenizer])
-    whole, out = content(tmp_path / "whole"), tmp_path / "out"
-    room, fsync = 0, os.fsync
-
-    def fill(descriptor: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fill)
-    while True:  # every small file in turn is the one that finds no room
-        left = room
-        try:
-            make(corpus, out, tokenizer=tokenizer, **SMALL[tokenizer])
-            break
-        except HybridNormError as error:
-            assert "cannot write: No space left on device" in str(error)
-            assert "\n" not in str(error) and not list(out.rglob("*.partial"))
-            found = {p.name: p.read_bytes() for p in out.glob("*") if p.is_file()}
-            assert all(whole[name] == written for name, written in found.items())
-        room += 1
-        if room % 4 == 0:
-            shutil.rmtree(out, ignore_errors=True)
-    assert room > 5 and content(out) == whole
-
-
-SMALL: dict[str, dict[str, object]] = {"bpe": {"tokenizer_vocab_size": 300}, "byte": {}}
-
-
-def test_a_start_that_was_cut_short_anywhere_is_a_new_start(
-    corpus: Path, tmp_path: Path, small_units: None
-) -> None:
-    """Killed while it writes, while it tidies up after an error, and after its last file."""
-    make(corpus, tmp_path / "whole", tokenizer="byte")
-    whole, out = content(tmp_path / "whole"), tmp_path / "out"
-    steps = (
-        "folder.write_manifest",
-        "folder._tokenize",
-        "folder.cut_units",
-        "folder.shutil.rmtree",
-    )
-    for name in (*steps, "plan.make_plan"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"hybridnorm.data.prepare.{name}", interrupted)
-            if name == "plan.make_plan":
-                patch.setattr("hybridnorm.data.prepare.folder._repeated", refused)
-                patch.setattr("hybridnorm.data.prepare.folder.shutil.rmtree", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                make(corpus, out, tokenizer="byte")
-        (out / ".manifest.json.partial").write_text("half")
-        make(corpus, out, tokenizer="byte")
-        (out / ".manifest.json.partial").unlink(missing_ok=True)
-        assert content(out) == whole
-        shutil.rmtree(out)
-
-
-def interrupted(*args: object, **options: object) -> None:
-    raise KeyboardInterrupt
-
-
-def refused(*args: object) -> None:
-    raise HybridNormError("bad text")
-
-
-def test_a_failure_deletes_nothing_that_is_not_its_own(corpus: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybridnorm.data.prepare.folder._repeated", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make(corpus, out, tokenizer="byte")
-        (out / "thesis.txt").write_text("precious")
-        patch.setattr("hybridnorm.data.prepare.folder._repeated", refused)
-        with pytest.raises(HybridNormError, match="bad text"):
-            make(corpus, out, tokenizer="byte")
-    assert list(content(out)) == ["thesis.txt"]
-
-
-@pytest.mark.parametrize("damage", ["{", "[]", "[" * 100_000, "null", "\0"])
-def test_a_damaged_plan_or_record_of_an_unfinished_set(
-    damage: str, corpus: Path, tmp_path: Path, small_units: None
-) -> None:
-    make(corpus, tmp_path / "whole", tokenizer="byte")
-    out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybridnorm.data.prepare.folder.write_manifest", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make(corpus, out, tokenizer="byte")
-    records = sorted((out / "unfinished").glob("[0-9]*.json"))
-    records[0].write_text(damage)
-    records[1].write_text(records[1].read_text().replace("train-00001", "../train-00001"))
-    records[2].write_text(json.dumps({"tally": {"first_corrupt": []}, "shards": [[]]}))
-    make(corpus, out, tokenizer="byte")
-    assert content(out) == content(tmp_path / "whole"), "their units are made again"
-    (out / "manifest.json").unlink()
-    (out / "unfinished").mkdir()
-    (out / "unfinished" / "plan.json").write_text(damage)
-    with pytest.raises(HybridNormError, match=r"plan\.json: .*; delete .*out and prepare it anew"):
-        make(corpus, out, tokenizer="byte")
