@@ -49,6 +49,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut text into units of a few kilobytes, as large inputs are into larger ones."""
+    monkeypatch.setattr("hybridnorm.data.prepare.inputs._SMALLEST", 8000)
+    monkeypatch.setattr("hybridnorm.data.prepare.inputs._LARGEST", 8000)
+
+
 @pytest.fixture(scope="session")
 def tiny(corpus: Path) -> list[str]:
     """Overrides that make a run take a second."""

@@ -154,7 +154,7 @@ def test_damage_is_named_with_the_remedy(copy: Path) -> None:
     (copy / "tokenizer.byte").write_text("{}")
     assert "tokenizer.byte is damaged" in message()
     (copy / "manifest.json").write_text("{")
-    assert "manifest.json: is not JSON" in message()
+    assert "manifest.json is damaged" in message()
 
 
 def test_ranks_of_a_node_share_the_verification(folders: tuple[Path, Path], copy: Path) -> None:

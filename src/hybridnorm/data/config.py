@@ -76,8 +76,13 @@ class DataConfig(PrepareConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "" in self.prepared:
-            raise HybridNormError("prepared: a folder without a name")
+        for field, names in (
+            ("source", (self.source,)),
+            ("validation", (self.validation,)),
+            ("prepared", self.prepared),
+        ):
+            if "" in names:
+                raise HybridNormError(f"{field}: a name is missing")
         if self.prepared:
             how = (f.name for f in fields(PrepareConfig))
             check_unused(self, "beside prepared, which was made with its own", *how)

@@ -1,9 +1,10 @@
 """What a prepared folder says about itself: read strictly, whoever wrote it."""
 
 import hashlib
+import json
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,13 @@ from rich.table import Table
 
 from hybridnorm.data.config import MAX_VOCAB
 from hybridnorm.errors import HybridNormError, naming
-from hybridnorm.files import read_json
+from hybridnorm.files import read_json, read_text, write_whole
 from hybridnorm.ranges import Count, Natural, Ranged
 from hybridnorm.strict_toml import build
 
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+"""The checksum of the manifest; older folders have none."""
 VERSION = 2
 WORK = "unfinished"
 Split = Literal["train", "validation"]
@@ -140,6 +143,9 @@ def read_manifest(folder: Path) -> Manifest:
         )
     own_file(folder, MANIFEST)
     try:
+        seal = folder / SEAL
+        if seal.exists() and read_text(own_file(folder, SEAL)) != checksum(path):
+            raise HybridNormError(f"{path} is damaged (wrong checksum)")
         table = read_json(path)
         if table.get("version") != VERSION:
             raise HybridNormError(f"{path} is of another version of hybridnorm")
@@ -147,6 +153,17 @@ def read_manifest(folder: Path) -> Manifest:
             return build(Manifest, table)
     except HybridNormError as error:
         raise HybridNormError(f"{error}; {remedy(folder)}") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write it and its checksum; a folder with it is complete.
+
+    Raises:
+        HybridNormError: it cannot be written.
+    """
+    content = json.dumps(asdict(manifest), indent=1)
+    write_whole(folder / SEAL, hashlib.sha256(content.encode()).hexdigest())
+    write_whole(folder / MANIFEST, content)
 
 
 def own_file(folder: Path, name: str) -> Path:

@@ -163,7 +163,7 @@ class JsonTokenizer:
     @cached_property
     def _unknown(self) -> int | None:
         """The id of the token that stands for what has none."""
-        model: dict[str, Any] = json.loads(self._text)["model"]
+        model: dict[str, Any] = json.loads(self.tokenizer.to_str())["model"]
         name = model.get("unk_token")
         return model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
 

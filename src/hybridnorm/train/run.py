@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hybridnorm.data import Mixture, Prepared, load_tokenizer, open_data, verify
+from hybridnorm.data import (
+    Mixture,
+    Prepared,
+    check_lengths,
+    load_tokenizer,
+    open_data,
+    verify,
+)
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer, parallelize
 from hybridnorm.placements import Placement, placement
@@ -66,6 +73,7 @@ def train_on(
     chosen = placement(recipe.model.placement)
     data = world.on_main(lambda: open_data(recipe.data, console=console))
     world.gather(lambda: verify(data, *world.node_share))
+    check_lengths(data, recipe.train.seq_len)
     recipe = with_vocabulary(recipe, data.tokenizer)
     threads = set_threads(recipe.train.threads)
     before = anchored(load_recipe(run_dir / "recipe.toml")) if resume else recipe

@@ -31,7 +31,8 @@ from hybridnorm.train.report import METRICS
 
 RECIPE, PLACEMENT, ENVIRONMENT = "recipe.toml", "placement.toml", "environment.json"
 # What a start that was cut short may leave; the recipe is written last.
-_START = {METRICS, RECIPE, PLACEMENT, ENVIRONMENT, "tokenizer.json", "tokenizer.byte"}
+_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "tokenizer.byte"}
+_START = {METRICS, RECIPE, PLACEMENT, ENVIRONMENT, *_TOKENIZER}
 
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:
@@ -85,6 +86,7 @@ def anchored(recipe: Recipe) -> Recipe:
         data,
         tokenizer=full(data.tokenizer),
         source=full(data.source),
+        validation=full(data.validation) if data.validation is not None else None,
         cache=full(data.cache),
         prepared=tuple(map(full, data.prepared)),
     )
