@@ -166,8 +166,8 @@ def _prepare(argv: Sequence[str]) -> None:
     from hybridnorm.data import cores, find_sources, prepare_folder, report
 
     console, workers = Console(), args.workers or cores()
-    sources = find_sources(args.inputs)
-    manifest = prepare_folder(sources, args.out, args.config, workers=workers, console=console)
+    found = find_sources(args.inputs, args.config.validation)
+    manifest = prepare_folder(found, args.out, args.config, workers=workers, console=console)
     console.print(report(args.out, manifest))
 
 

@@ -54,21 +54,15 @@ def alone_in(folder: Path) -> Iterator[None]:
             f"{folder}: cannot write here: {error.strerror}; name another place"
         ) from None
     try:
-        lock(held, f"{folder}: another process works here; stop it first, or name another place")
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise HybridNormError(
+            f"{folder}: another process works here; stop it first, or name another place"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
         yield
     finally:
         os.close(held)
-
-
-def lock(file: int, busy: str) -> None:
-    """Keep other processes out for as long as the descriptor `file` is open.
-
-    Raises:
-        HybridNormError: one is in already: `busy`.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise HybridNormError(busy) from None
-    except OSError:
-        pass  # a file system without locks

@@ -55,6 +55,7 @@ class Trainer:
         batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
         self.batches = MicroBatches(batches, world, train)
         self.held_out = Mixture(data, "validation")
+        self.held_out.n_windows(train.seq_len)  # too short a text is known before the first step
         self.identity = identity(recipe, model, tokens.fingerprint)
         self.guard = SkipGuard(train.max_skipped_steps)
         self.log = StepLog(world)

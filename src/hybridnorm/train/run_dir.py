@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hybridnorm.errors import HybridNormError, naming
 from hybridnorm.files import write_whole
 from hybridnorm.model import ModelConfig, Transformer
 from hybridnorm.placements import Placement, placement_from_dict, placement_to_dict
-from hybridnorm.processes import lock
+from hybridnorm.processes import alone_in
 from hybridnorm.recipe import Recipe, dump_recipe
 from hybridnorm.strict_toml import build, to_table
 from hybridnorm.train.checkpoint import (
@@ -66,21 +66,11 @@ def owned(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """Keep other processes out of the run for as long as this lasts, however it ends.
 
     Raises:
-        HybridNormError: another process trains here, the directory cannot be written, or
-            `check_run_dir` refuses it.
+        HybridNormError: another process holds it, it cannot be written, or `check_run_dir` refuses.
     """
-    with ExitStack() as stack:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            check_run_dir(run_dir, resume=resume)
-            file = stack.enter_context((run_dir / METRICS).open("ab"))
-        except OSError as error:
-            raise HybridNormError(
-                f"{run_dir}: cannot write a run here: {error.strerror}; name another --run-dir"
-            ) from None
-        busy = "another process trains here; stop it first, or name another --run-dir"
-        lock(file.fileno(), f"{run_dir}: {busy}")
-        check_run_dir(run_dir, resume=resume)  # one that has just ended may have made it a run
+    with alone_in(run_dir):
+        check_run_dir(run_dir, resume=resume)
+        (run_dir / METRICS).touch()
         yield
 
 
