@@ -1,6 +1,7 @@
 """`hybridnorm <verb>`: thin calls into the rooms. Torch is imported by the verbs that compute."""
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -213,6 +214,7 @@ def _guarded(verb: str, argv: Sequence[str]) -> None:
         if verb not in VERBS:
             raise HybridNormError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
         VERBS[verb][1](argv)
+        sys.stdout.flush()
     except HybridNormError as error:
         # Under torchrun every rank sees the same bad input; one of a node's ranks says it.
         speaks = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -222,6 +224,12 @@ def _guarded(verb: str, argv: Sequence[str]) -> None:
     except BrokenPipeError:
         # The reader (head, less) has gone; without this, Python complains while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # What writes a file names it; this is where stdout goes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"hybridnorm: the output cannot be written: {error.strerror}; make room")
 
 
 def _usage() -> str:
