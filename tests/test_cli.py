@@ -106,3 +106,13 @@ def test_bad_values_are_named_on_any_terminal(
         [sys.executable, "-m", "hybridnorm", "study", "--jobs", "x"], capture_output=True, text=True
     )
     assert "--jobs: invalid literal for int() with base 10: 'x'" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_finds_no_room_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "hybridnorm", "show"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("hybridnorm: the output cannot be written: No space left")
+    assert result.stderr.count("\n") == 1
