@@ -21,7 +21,7 @@ PAGES = {
     for path in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 }
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-RECIPE = r"(?:model|data|train|optimizer|schedule|parallel)\.[a-z][\w-]*"
+RECIPE = r"(?:model|data|train|optimizer|schedule|parallel|diagnose)\.[a-z][\w-]*"
 VERBS = ("train", "prepare", "generate", "study", "show")
 
 

@@ -16,6 +16,7 @@ FLOORS = (
     "data",
     "recipe",
     "train",
+    "diagnose",
     "study",
 )
 BESIDE = {"interop": "model"}  # rooms that stand on a floor of their own

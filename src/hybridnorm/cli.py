@@ -117,10 +117,12 @@ def _train(argv: Sequence[str]) -> None:
     from hybridnorm.train import set_up_process
 
     set_up_process(recipe.train)
+    from hybridnorm.diagnose import probing_hooks
     from hybridnorm.train import end_rank, train
 
     stem = f"{Path(name).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
-    train(recipe, args.run_dir or Path("runs") / stem, resume=args.resume)
+    run_dir = args.run_dir or Path("runs") / stem
+    train(recipe, run_dir, resume=args.resume, hooks=probing_hooks(recipe))
     end_rank()
 
 

@@ -196,6 +196,32 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """What is measured of the model along the run, and when; no number of the run changes."""
+
+    probes: tuple[str, ...] = ()
+    """Probes (`hybridnorm diagnose --list` shows them); their tables are in <run>/diagnose/."""
+    every: int | None = 100
+    """Steps between two measurements. None: only at the steps of `at`."""
+    at: tuple[int, ...] = (1,)
+    """Steps that are measured besides, counted from 1."""
+    sequences: int = 8
+    """Held-out sequences that the probes read, over all ranks."""
+    layers: tuple[int, ...] = ()
+    """Blocks whose numbers are kept, counted from 1. Empty: all."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "diagnose.", "every", "sequences")
+        for name in ("at", "layers"):
+            for value in getattr(self, name):
+                check_at_least(1, f"diagnose.{name}", value)
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` (from 1) is measured."""
+        return step in self.at or (self.every is not None and step % self.every == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that determines a run."""
 
@@ -207,9 +233,14 @@ class Recipe:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
 
     def __post_init__(self) -> None:
         _at_least(0, self, "", "seed")
+        if (last := max(self.diagnose.layers, default=0)) > self.model.n_layers:
+            raise HybridNormError(
+                f"diagnose.layers: there is no block {last}; the model has {self.model.n_layers}"
+            )
         train, schedule = self.train, self.schedule
         if {train.tokens, schedule.warmup_tokens, schedule.decay_tokens} != {None}:
             return  # checked once they are steps

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from hybridnorm.data import Batches, Mixture, Prepared
 from hybridnorm.model import Transformer
 from hybridnorm.recipe import Recipe
-from hybridnorm.train.batches import MicroBatches
+from hybridnorm.train.batches import Batch, MicroBatches
 from hybridnorm.train.checkpoint import (
     CheckpointWriter,
     latest_valid,
@@ -149,7 +149,7 @@ class Trainer:
 
     def _train_step(self) -> float:
         """One optimizer step, skipped where the gradient is not finite; returns its rate."""
-        numbers = self._backward()
+        numbers = self.backward()
         lr = learning_rate(
             self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
         )
@@ -164,8 +164,8 @@ class Trainer:
         self.log.add(**numbers, grad_norm=grad_norm)
         return lr
 
-    def _backward(self) -> dict[str, Tensor]:
-        """Gradients of the step's batch; its loss terms and what is watched, detached."""
+    def backward(self) -> dict[str, Tensor]:
+        """Gradients of the next step's batch; its loss terms and what is watched, detached."""
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(self.batches.step(self.step), start=1):
             if isinstance(self.model, FSDPModule):
@@ -219,13 +219,18 @@ class Trainer:
             hook.event(self._state(), row)
 
     def _state(self) -> State:
-        return State(self.recipe, self.model, self.world, self.run_dir, self.step)
+        return State(
+            self.recipe, self.model, self.world, self.run_dir, self.step, self._held_out_batches
+        )
+
+    def _held_out_batches(self, limit: int) -> Iterator[tuple[Batch, int]]:
+        return self.batches.held_out(self.held_out, limit)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch, rows in self.batches.held_out(self.held_out, self.config.eval_sequences):
+        for batch, rows in self._held_out_batches(self.config.eval_sequences):
             loss = self.model.loss(*batch)
             sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
         if isinstance(self.model, FSDPModule):

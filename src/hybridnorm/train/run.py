@@ -1,5 +1,6 @@
 """`hybridnorm train`: from a recipe to a run directory, step by step."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import Recipe, load_recipe
 from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
 from hybridnorm.train.checkpoint import list_checkpoints
-from hybridnorm.train.hooks import imported_hooks
+from hybridnorm.train.hooks import Hook, imported_hooks
 from hybridnorm.train.loop import Trainer
 from hybridnorm.train.optim import decay_groups, decay_table
 from hybridnorm.train.preflight import preflight
@@ -22,8 +23,10 @@ from hybridnorm.train.run_dir import check_run_dir, describe_run, show_problems
 from hybridnorm.train.world import World, open_world
 
 
-def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
-    """Train one model into `run_dir`, on all ranks that torchrun started.
+def train(
+    recipe: Recipe, run_dir: Path, *, resume: bool = False, hooks: Sequence[Hook] = ()
+) -> None:
+    """Train one model into `run_dir`, on all ranks that torchrun started, watched by `hooks`.
 
     Raises:
         HybridNormError: bad input, too many steps that are not finite, or a disk that cannot be
@@ -36,10 +39,17 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
     check_installed(recipe.train.trackers)
     imported_hooks(recipe)
     with open_world(recipe.train.device, recipe.parallel) as world:
-        train_on(world, recipe, run_dir, resume=resume)
+        train_on(world, recipe, run_dir, resume=resume, hooks=hooks)
 
 
-def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = False) -> None:
+def train_on(
+    world: World,
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    hooks: Sequence[Hook] = (),
+) -> None:
     """`train` on ranks that are joined already; every rank calls it."""
     console = Console(quiet=not world.is_main)
     chosen = placement(recipe.model.placement)
@@ -56,7 +66,7 @@ def train_on(world: World, recipe: Recipe, run_dir: Path, *, resume: bool = Fals
     problems = trainer.resume() if resuming else []
     world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
     _announce(trainer, problems, [*reasons, threads], console)
-    custom = imported_hooks(recipe)
+    custom = [*hooks, *imported_hooks(recipe)]
     trainer.run(
         reporting_hooks(recipe, run_dir, world, console, custom),
         lambda line: console.print(line, highlight=False, soft_wrap=True),

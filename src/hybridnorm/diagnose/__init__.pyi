@@ -1,0 +1,1 @@
+from .hook import probing_hooks as probing_hooks
