@@ -10,6 +10,8 @@ FLOORS = (
     "errors",
     "text",
     "files",
+    "charts",
+    "html_page",
     "strict_toml",
     "placements",
     "model",

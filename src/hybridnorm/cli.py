@@ -108,6 +108,28 @@ class Generate:
     """Seed of the sampling."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Look into a model with probes, and gather what they find in one page.
+
+    A recipe is diagnosed at initialization; a run at a checkpoint, beside what its `[diagnose]`
+    recorded; a study by what its runs recorded, arm beside arm.
+    """
+
+    target: Positional[str] = "demo"
+    """A built-in recipe or a .toml file, the directory of a run, or the folder of a study."""
+    probes: tuple[str, ...] = ()
+    """Probes. None named: all of those that need no training of their own."""
+    list: bool = False
+    """Only list the probes."""
+    checkpoint: str = "last"
+    """Of a run: last, best (lowest held-out loss), or a step."""
+    out: Path | None = None
+    """Folder of the page. None: diagnose/ in the run or study, diagnose/<recipe>-<placement>-seed
+    <seed> for a recipe."""
+    config: Annotated[RecipeFields, tyro.conf.arg(name="")]
+
+
 def _train(argv: Sequence[str]) -> None:
     line = split_overrides(argv, Train, "recipe", _is_file_or(builtin()))
     name = line.positional or "demo"
@@ -178,11 +200,30 @@ def _generate(argv: Sequence[str]) -> None:
     print(text)
 
 
+def _diagnose(argv: Sequence[str]) -> None:
+    line = split_overrides(argv, Diagnose, "target", _is_file_or(builtin()))
+    target = line.positional or "demo"
+    folder = Path(target).is_dir()
+    default = Diagnose(target=target, config=load_fields("demo" if folder else target))
+    args = _parse(Diagnose, "diagnose", line.options, default)
+    from hybridnorm.diagnose import diagnose, listing
+
+    if args.list:
+        print(listing())
+        return
+    from hybridnorm.train import end_rank
+
+    probes = args.probes or default.config.diagnose.probes
+    diagnose(target, line.overrides, probes, checkpoint=args.checkpoint, out=args.out)
+    end_rank()
+
+
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
     "prepare": ("turn text into token shards, once and in parallel", _prepare),
     "generate": ("continue a prompt with a trained model", _generate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
+    "diagnose": ("see why a placement trains well or badly: probes on a model or a run", _diagnose),
     "show": ("equations, facts and drawing of a placement", _show),
 }
 

@@ -33,3 +33,18 @@ def named_probes(names: Sequence[str]) -> list[Probe]:
                 f"diagnose.probes: unknown probe {name!r}; {nearest(name, known)}"
             )
     return [known[name]() for name in dict.fromkeys(names)]
+
+
+def listing() -> str:
+    """Every probe with the first line of its definition, by family."""
+    width = max(map(len, catalogue()))
+    lines = []
+    for family, probes in FAMILIES.items():
+        lines.append(f"{family}:")
+        lines += [f"  {probe.name:<{width}}  {definition(probe)[0]}" for probe in probes]
+    return "\n".join(lines)
+
+
+def definition(probe: type[Probe]) -> list[str]:
+    """The paragraphs of a probe's docstring."""
+    return [" ".join(part.split()) for part in (probe.__doc__ or "").split("\n\n")]

@@ -81,6 +81,13 @@ class Trainer:
         self.memory = meta.get("hooks") or {"SpikeScores": meta["spikes"]}
         return problems
 
+    def rehearse(self, hook: Hook) -> None:
+        """Let `hook` watch the passes of the next step, which is not taken."""
+        self.hooks = [hook]
+        hook.start(self._state())
+        self.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def run(self, hooks: Sequence[Hook], note: Callable[[str], None]) -> None:
         """Train to the last step, or until SIGINT or SIGTERM; then save.
 
