@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hybridnorm.diagnose import attention, depth, forward, gradients, representations
+from hybridnorm.diagnose import attention, depth, forward, gradients, representations, theory
 from hybridnorm.diagnose.probe import Probe
 from hybridnorm.errors import HybridNormError, nearest
 
@@ -12,6 +12,7 @@ FAMILIES: dict[str, tuple[type[Probe], ...]] = {
     "attention": attention.PROBES,
     "representations": representations.PROBES,
     "use of depth": depth.PROBES,
+    "theory": theory.PROBES,
 }
 
 

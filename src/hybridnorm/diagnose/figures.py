@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hybridnorm.charts import COLOURS, STYLES, finish
@@ -48,8 +49,9 @@ def panels(arms: Arms, shown: Panels, *, axis: Literal["layer", "step"], log: bo
             _steps_over_depth(axes, table, sublayer, name, steps)
             finish(axes, "layer", label)
         _legend(grid[0, 0], "step")
-    if log:
-        for axes in grid.flat:
+    for axes in grid.flat:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if log:
             axes.set_yscale("log")
     return figure
 

@@ -7,7 +7,7 @@ as they were.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ def measure(
     found = _Collected()
     model = state.model
     gradients = GradientView(model, state.world, stream_gradients)
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad(), _eager(state.recipe.train.compile == "on"):
         for probe in probes:
             found.add(probe, probe.gradients(gradients))
             found.add(probe, probe.weights(model))
@@ -65,6 +65,12 @@ def measure(
                     model.reshard()  # a forward pass alone leaves embedding and head whole
     everywhere = state.world.gather(found.values)
     return _tables(probes, everywhere, state)
+
+
+def _eager(compiled: bool) -> AbstractContextManager[Any]:
+    """Compiled blocks run as they were written, so that hooks inside them are called."""
+    # The import of the compiler takes seconds: only where it is there already.
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class _Collected:
