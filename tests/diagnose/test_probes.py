@@ -179,7 +179,7 @@ def test_jacobian_factor_is_the_jacobian_across_the_stream() -> None:
             for token in summed:
                 across = torch.randn(16)
                 across -= (across @ token) / (token @ token) * token
-                moved = torch.autograd.functional.jacobian(norm, token) @ across
+                moved = torch.autograd.functional.jacobian(norm, token[None])[0, :, 0] @ across
                 factors[name][layer - 1] += (
                     moved.norm() / across.norm() / len(summed) / 2
                 ).detach()

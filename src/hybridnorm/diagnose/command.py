@@ -10,7 +10,7 @@ from rich.console import Console
 from hybridnorm.data import open_data
 from hybridnorm.diagnose.catalogue import catalogue, named_probes
 from hybridnorm.diagnose.hook import FOLDER, Probing, table_path
-from hybridnorm.diagnose.page import first_nonfinite, write_page, write_tables
+from hybridnorm.diagnose.page import nonfinite_from, write_page, write_tables
 from hybridnorm.diagnose.table import Arms, Table, read_table
 from hybridnorm.errors import HybridNormError
 from hybridnorm.placements import Placement, placement, placement_from_dict
@@ -21,6 +21,7 @@ from hybridnorm.train import (
     build_model,
     check_identity,
     choose_checkpoint,
+    first_nonfinite,
     load_checkpoint,
     open_world,
     read_meta,
@@ -108,12 +109,12 @@ def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
         trainer.step = meta["step"]
     hook = Probing(named_probes(names))
     trainer.rehearse(hook)
+    _check_finite(trainer, hook.tables)
     if world.is_main:
-        _check_finite(hook.tables)
         tables = {name: _with_recorded(target, name, table) for name, table in hook.tables.items()}
         write_tables(tables, target.out)
         about = _about(target, recipe)
-        arms: dict[str, Arms] = {name: {"": [table]} for name, table in tables.items()}
+        arms: dict[str, Arms] = {name: {"": [table]} for name, table in tables.items() if table}
         _say(console, write_page(target.title, about, arms, target.out))
 
 
@@ -127,17 +128,18 @@ def _with_recorded(target: _Target, name: str, measured: Table) -> Table:
     return sorted([*(row for row in recorded if row.step not in now), *measured])
 
 
-def _check_finite(tables: Mapping[str, Table]) -> None:
-    forward = [row for name, t in tables.items() if not name.startswith("gradients") for row in t]
-    for what, table in (
-        ("activations", forward),
-        ("gradients", [row for t in tables.values() for row in t]),
-    ):
-        if where := first_nonfinite(table):
-            raise HybridNormError(
-                f"the {what} are not finite from {where} on: the weights are ruined, or overflow "
-                "this dtype; name an earlier --checkpoint, or --train.dtype fp32"
-            )
+def _check_finite(trainer: Trainer, tables: Mapping[str, Table]) -> None:
+    """Raise `HybridNormError` naming where numbers first are not finite; all ranks call it."""
+    if not any(map(nonfinite_from, tables.values())):
+        return
+    batch, _ = next(trainer.held_out_batches(1))
+    found = trainer.world.gather(lambda: first_nonfinite(trainer.model, batch))
+    place = next(filter(None, found), "the gradients")
+    place = re.sub(r"blocks\.(\d+)\.", lambda name: f"block {int(name[1]) + 1}, ", place)
+    raise HybridNormError(
+        f"not everything is finite, first {place}: the weights are ruined, or overflow this dtype; "
+        "name an earlier --checkpoint, or --train.dtype fp32"
+    )
 
 
 def _gather(folder: Path, names: Sequence[str], out: Path) -> None:

@@ -59,7 +59,7 @@ def measure(
             found.add(probe, probe.weights(model))
         if any(probe.looks_at(what) for probe in probes for what in _FORWARD):
             for batch, rows in state.held_out(state.recipe.diagnose.sequences):
-                found.rows = rows
+                found.is_first, found.rows = not found.rows, rows
                 _pass(probes, model, batch, found)
                 if isinstance(model, FSDPModule):
                     model.reshard()  # a forward pass alone leaves embedding and head whole
@@ -77,7 +77,7 @@ class _Collected:
     """Readings, on the device until somebody looks."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows, self.is_first = 0, True
         self._parts: list[tuple[_Key, Tensor]] = []
 
     def add(self, probe: Probe, readings: Iterable[Reading]) -> None:
@@ -104,11 +104,18 @@ def _tables(probes: Sequence[Probe], everywhere: list[Values], state: State) -> 
     for key in everywhere[0]:
         if keep and key.layer not in keep:
             continue
-        values = [value for part in everywhere for value in part[key]]
-        number = max(values) if key.reduce == "max" else math.fsum(values) / len(values)
+        parts = everywhere[:1] if key.reduce == "first" else everywhere
+        values = [value for part in parts for value in part[key]]
+        number = _reduced(values, key.reduce)
         row = Row(state.step + 1, key.layer, key.sublayer, key.name, number)
         tables[key.probe].append(row)
     return tables
+
+
+def _reduced(values: Sequence[float], reduce: str) -> float:
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return max(values) if reduce == "max" else math.fsum(values) / len(values)
 
 
 def _pass(probes: Sequence[Probe], model: Transformer, batch: Batch, found: _Collected) -> None:
@@ -120,7 +127,7 @@ def _pass(probes: Sequence[Probe], model: Transformer, batch: Batch, found: _Col
     def repeat() -> Tensor:
         return model.loss(*batch)
 
-    view = StreamView(model, batch, taps.states, loss, repeat)
+    view = StreamView(model, batch, taps.states, found.is_first, loss, repeat)
     for probe in probes:
         if probe.looks_at("stream"):
             found.add(probe, probe.stream(view))

@@ -45,7 +45,7 @@ def write_tables(tables: Mapping[str, Table], folder: Path) -> None:
         write_table(folder / f"{name}.csv", table)
 
 
-def first_nonfinite(table: Table) -> str:
+def nonfinite_from(table: Table) -> str:
     """Where numbers first are not finite: `step 40, layer 3`; empty where all are."""
     bad = [(row.step, row.layer) for row in table if not math.isfinite(row.value)]
     return "step {}, layer {}".format(*min(bad)) if bad else ""
@@ -74,5 +74,5 @@ def _notes(probe: Probe, tables: Sequence[Table]) -> Iterator[str]:
         prefix = f"run {number}, " if len(tables) > 1 else ""
         for line in probe.summary(table):
             yield prefix + line
-        if where := first_nonfinite(table):
+        if where := nonfinite_from(table):
             yield f"{prefix}not finite from {where} on"

@@ -21,8 +21,8 @@ class Reading(NamedTuple):
     name: str
     value: Tensor
     """`(rows,)`, one for each sequence of the batch, or a scalar that is the same on all ranks."""
-    reduce: Literal["mean", "max"] = "mean"
-    """What becomes of the sequences."""
+    reduce: Literal["mean", "max", "first"] = "mean"
+    """What becomes of the sequences; first: of rank 0 alone."""
 
 
 class SublayerView(NamedTuple):
@@ -66,6 +66,8 @@ class StreamView(NamedTuple):
     batch: Batch
     states: Sequence[Tensor]
     """`n_layers + 1` of `(rows, seq, d_model)`."""
+    is_first: bool
+    """Whether it is the first batch of this measurement."""
     loss: Tensor
     """Of the batch, in nats per token."""
     repeat: Callable[[], Tensor]

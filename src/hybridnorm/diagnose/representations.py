@@ -153,10 +153,12 @@ class Outliers(Probe):
 def _squared_singular_values(x_BTD: Tensor) -> Tensor:
     """`(rows, min(seq, d_model))`, in float64 on the CPU, where every device's numbers agree."""
     x_BTD = x_BTD.detach().cpu().double()
+    finite_B = x_BTD.isfinite().all(-1).all(-1)
+    x_BTD = x_BTD.nan_to_num(0.0, 0.0, 0.0)  # LAPACK raises on anything else
     if x_BTD.shape[1] > x_BTD.shape[2]:
         x_BTD = x_BTD.mT
     squares: Tensor = torch.linalg.eigvalsh(x_BTD @ x_BTD.mT)
-    return squares.clamp_min(0)
+    return squares.clamp_min(0).where(finite_B[:, None], torch.nan)
 
 
 PROBES = (TokenSimilarity, StateRank, MassiveActivations, Outliers)

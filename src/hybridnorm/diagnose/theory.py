@@ -3,6 +3,7 @@
 Shapes: s tokens, d = d_model, k = head width. X `(s, d)`; W_Q, W_K, W_V `(d, k)`; W_O `(k, d)`.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -62,24 +63,10 @@ class Theorems(Probe):
 
     def stream(self, view: StreamView) -> Iterator[Reading]:
         middle = len(view.model.blocks) // 2
-        x = view.states[middle][0, :_TOKENS].double()
         block: Any = view.model.blocks[middle]
-        weights = _first_head(block.attention.branch)
-        for variant in VARIANTS:
-            for grown, factor in _cases():
-                scaled = {n: w * (factor if n in grown else 1) for n, w in weights.items()}
-                measured = jacobian_norms(variant, x, scaled)
-                printed, corrected = bounds(variant, x, scaled)
-                case = f"{'+'.join(grown)}*{factor}" if grown else "*1"
-                for name in WEIGHTS:
-                    for kind, value in (
-                        ("measured", measured[name]),
-                        ("printed", printed[name]),
-                        ("corrected", corrected[name]),
-                    ):
-                        yield Reading(
-                            middle + 1, variant, f"{name} {case} {kind}", torch.tensor(value)
-                        )
+        if view.is_first:
+            weights = _first_head(block.attention.branch)
+            yield from _readings(middle + 1, view.states[middle][0, :_TOKENS].double(), weights)
 
     def memory(self, size: Size) -> int:
         d, k = size.config.d_model, size.config.head_dim
@@ -110,6 +97,7 @@ class Theorems(Probe):
             found = _values(table, step, variant)
             _draw_coupling(grid[0, column], found, TITLES[variant])
             _draw_ratios(grid[1, column], found)
+        grid[1, 0].legend(frameon=False, fontsize=8)
         return figure
 
 
@@ -127,7 +115,7 @@ def attention_output(variant: Variant, x: Tensor, weights: Weights) -> Tensor:
 def jacobian_norms(variant: Variant, x: Tensor, weights: Weights) -> dict[str, float]:
     """||dS/dW||_F of each weight, row of the Jacobian by row."""
     with torch.enable_grad():
-        output, pull_back = torch.func.vjp(lambda w: attention_output(variant, x, w), weights)
+        output, pull_back = torch.func.vjp(lambda w: attention_output(variant, x, w), weights)[:2]
     squares = dict.fromkeys(WEIGHTS, 0.0)
     rows = torch.eye(output.numel(), dtype=x.dtype, device=x.device).view(-1, *output.shape)
     for chunk in rows.split(_CHUNK):  # type: ignore[no-untyped-call]
@@ -181,6 +169,24 @@ def bounds(
         printed |= {"W_V": s * o_frobenius, "W_O": s * math.sqrt(d) * v}
         corrected |= {"W_V": s * math.sqrt(d) * o_frobenius, "W_O": s * d * v}
     return printed, corrected
+
+
+def _readings(layer: int, x: Tensor, weights: Weights) -> Iterator[Reading]:
+    if not all(bool(part.isfinite().all()) for part in (x, *weights.values())):
+        return
+    for variant, (grown, factor) in itertools.product(VARIANTS, _cases()):
+        scaled = {n: w * (factor if n in grown else 1) for n, w in weights.items()}
+        printed, corrected = bounds(variant, x, scaled)
+        found = {
+            "measured": jacobian_norms(variant, x, scaled),
+            "printed": printed,
+            "corrected": corrected,
+        }
+        case = f"{'+'.join(grown)}*{factor}" if grown else "*1"
+        for kind, values in found.items():
+            for name, value in values.items():
+                number = torch.tensor(value, dtype=torch.float64)
+                yield Reading(layer, variant, f"{name} {case} {kind}", number, "first")
 
 
 def _cases() -> Iterator[tuple[tuple[str, ...], int]]:
@@ -242,7 +248,6 @@ def _draw_ratios(axes: Axes, found: dict[str, float]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     finish(axes, "factor on the other three weights", "measured / bound")
-    axes.legend(frameon=False, fontsize=8)
 
 
 PROBES = (Theorems,)

@@ -227,17 +227,18 @@ class Trainer:
 
     def _state(self) -> State:
         return State(
-            self.recipe, self.model, self.world, self.run_dir, self.step, self._held_out_batches
+            self.recipe, self.model, self.world, self.run_dir, self.step, self.held_out_batches
         )
 
-    def _held_out_batches(self, limit: int) -> Iterator[tuple[Batch, int]]:
+    def held_out_batches(self, limit: int) -> Iterator[tuple[Batch, int]]:
+        """As `hooks.State.held_out`."""
         return self.batches.held_out(self.held_out, limit)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch, rows in self._held_out_batches(self.config.eval_sequences):
+        for batch, rows in self.held_out_batches(self.config.eval_sequences):
             loss = self.model.loss(*batch)
             sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
         if isinstance(self.model, FSDPModule):
