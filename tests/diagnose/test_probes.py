@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridnorm.diagnose.catalogue import catalogue, named_probes
+from hybridnorm.diagnose.catalogue import named_probes, quick_probes
 from hybridnorm.diagnose.forward import analytic_products, growth
 from hybridnorm.diagnose.hook import Probing
 from hybridnorm.diagnose.table import Table
@@ -353,8 +353,8 @@ def test_logit_lens(model: Transformer) -> None:
 def test_every_probe_on_every_placement(name: str) -> None:
     model = small(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    tables = diagnosed(model, *catalogue())
-    assert set(tables) == set(catalogue())
+    tables = diagnosed(model, *quick_probes())
+    assert set(tables) == set(quick_probes())
     for probe, table in tables.items():
         assert table and all(math.isfinite(row.value) for row in table), probe
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
@@ -362,5 +362,5 @@ def test_every_probe_on_every_placement(name: str) -> None:
 
 def test_every_probe_with_experts() -> None:
     model = small("hybridnorm-star", n_experts=4, n_shared_experts=1, d_expert=8)
-    for probe, table in diagnosed(model, *catalogue()).items():
+    for probe, table in diagnosed(model, *quick_probes()).items():
         assert table and all(math.isfinite(row.value) for row in table), probe

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Cli
-from hybridnorm.diagnose.catalogue import catalogue
+from hybridnorm.diagnose.catalogue import catalogue, quick_probes
 from hybridnorm.diagnose.memory import free_memory
 from hybridnorm.diagnose.table import read_table
 from hybridnorm.train.report.metrics import read_metrics
@@ -19,7 +19,7 @@ from runs import losses
 
 TESTS = Path(__file__).parents[1]
 SHORT = ("--train.steps", "6", "--train.log-every", "1", "--train.eval-every", "3")
-PROBES = ("--diagnose.probes", *catalogue(), "--diagnose.every", "3")
+PROBES = ("--diagnose.probes", *quick_probes(), "--diagnose.every", "3")
 
 
 def run(cli: Cli, *args: object) -> str:
@@ -54,7 +54,7 @@ def test_probes_change_no_number_of_a_run(
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
     without, watched = (read_metrics(tmp_path / one).evaluations for one in ("without", "with"))
     assert [row["val_loss"] for row in watched] == [row["val_loss"] for row in without]
-    for probe in catalogue():
+    for probe in quick_probes():
         table = read_table(tmp_path / "with" / "diagnose" / f"{probe}.csv")
         assert {row.step for row in table} == {1, 3, 6}
         assert all(math.isfinite(row.value) for row in table)
@@ -66,7 +66,7 @@ def test_a_checkpoint_and_the_initialization_have_the_numbers_of_the_run(
     monkeypatch.chdir(tmp_path)
     common = (*tiny, *SHORT, "--train.checkpoint-every", "2", "--train.keep-checkpoints", "3")
     run(cli, "train", "demo", *common, *PROBES, "--diagnose.at", "1", "--run-dir", "run")
-    recorded = {probe: read_table(Path(f"run/diagnose/{probe}.csv")) for probe in catalogue()}
+    recorded = {probe: read_table(Path(f"run/diagnose/{probe}.csv")) for probe in quick_probes()}
     stated = run(cli, "diagnose", "demo", *common)
     start = Path("diagnose/demo-hybridnorm-star-seed0")
     assert str(start / "diagnose.html") in stated
@@ -77,7 +77,7 @@ def test_a_checkpoint_and_the_initialization_have_the_numbers_of_the_run(
             expected = [row for row in table if row.step == step]
             assert sorted(found) == sorted(expected), probe
     page = Path("third/diagnose.html").read_text()
-    assert all(f'id="{probe}"' in page for probe in catalogue())
+    assert all(f'id="{probe}"' in page for probe in quick_probes())
     assert not re.search(r"(?:src|href)=\"(?!#|data:)|url\((?!#)", page), (
         "something is loaded from elsewhere"
     )
@@ -144,6 +144,8 @@ def test_bad_input_is_one_line(
     result = cli("train", "demo", *tiny, "--diagnose.probes", "ranks", "--run-dir", "run")
     assert "unknown probe 'ranks'; did you mean 'rank'?" in result.stderr
     assert not Path("run").exists()
+    result = cli("train", "demo", *tiny, "--diagnose.probes", "lr-ramp", "--run-dir", "run")
+    assert "lr-ramp needs trainings of its own" in result.stderr and not Path("run").exists()
     assert refused(cli, "demo", *tiny, "--diagnose.layers", "1", "3") == (
         "diagnose.layers: there is no block 3; the model has 2"
     )
@@ -236,7 +238,7 @@ def test_two_ranks_find_what_one_process_finds(tiny: list[str], tmp_path: Path) 
         if name != "moe":
             both = [losses(tmp_path / "2" / name / kind) for kind in ("with", "without")]
             assert both[0] == both[1]
-        for probe in catalogue():
+        for probe in quick_probes():
             one, two = (
                 {row[:4]: row.value for row in sorted(read_table(path))}
                 for path in (

@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 
-from hybridnorm.diagnose import attention, depth, forward, gradients, representations, theory
+from hybridnorm.diagnose import (
+    attention,
+    depth,
+    forward,
+    gradients,
+    representations,
+    stability,
+    theory,
+)
 from hybridnorm.diagnose.probe import Probe
 from hybridnorm.errors import HybridNormError, nearest
 
@@ -13,12 +21,18 @@ FAMILIES: dict[str, tuple[type[Probe], ...]] = {
     "representations": representations.PROBES,
     "use of depth": depth.PROBES,
     "theory": theory.PROBES,
+    "stability": stability.PROBES,
 }
 
 
 def catalogue() -> dict[str, type[Probe]]:
     """Every probe by its name, family by family."""
     return {probe.name: probe for family in FAMILIES.values() for probe in family}
+
+
+def quick_probes() -> list[str]:
+    """Those that need no training of their own."""
+    return [name for name, probe in catalogue().items() if not probe.looks_at("trial")]
 
 
 def named_probes(names: Sequence[str]) -> list[Probe]:

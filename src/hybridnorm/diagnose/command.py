@@ -1,14 +1,14 @@
 """`hybridnorm diagnose`: probes on a recipe, a run or a study, and the page of what they found."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from hybridnorm.data import open_data
-from hybridnorm.diagnose.catalogue import catalogue, named_probes
+from hybridnorm.diagnose.catalogue import catalogue, named_probes, quick_probes
 from hybridnorm.diagnose.hook import FOLDER, Probing, table_path
 from hybridnorm.diagnose.page import nonfinite_from, write_page, write_tables
 from hybridnorm.diagnose.table import Arms, Table, read_table
@@ -56,7 +56,7 @@ def diagnose(
     Args:
         target: a recipe, the directory of a run, or the folder of a study.
         overrides: dotted recipe fields.
-        probes: their names; none: all.
+        probes: their names; none: all that need no training of their own.
 
     Raises:
         HybridNormError: bad input, no checkpoint, too little memory, or what is not finite.
@@ -71,7 +71,7 @@ def diagnose(
         else:
             chosen = _initialization(target, overrides, out)
         with open_world(chosen.recipe.train.device, chosen.recipe.parallel) as world:
-            _measure(world, chosen, names or list(catalogue()))
+            _measure(world, chosen, names or quick_probes())
 
 
 def _initialization(name: str, overrides: Mapping[str, object], out: Path | None) -> _Target:
@@ -101,13 +101,19 @@ def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
     recipe, _ = world.on_main(
         lambda: resolve_auto(recipe, target.placement, world.device, world.size)
     )
-    trainer = Trainer(recipe, build_model(recipe, target.placement, world), data, target.out, world)
+
+    def start(change: Callable[[Recipe], Recipe]) -> Trainer:
+        changed = change(recipe)
+        model = build_model(changed, target.placement, world)
+        return Trainer(changed, model, data, target.out, world)
+
+    trainer = start(lambda recipe: recipe)
     if (path := target.checkpoint) is not None:
         meta = world.on_main(lambda: read_meta(path))
         check_identity(meta, trainer.identity, path)
         load_checkpoint(path, training_state(trainer.model, None), world)
         trainer.step = meta["step"]
-    hook = Probing(named_probes(names))
+    hook = Probing(named_probes(names), start)
     trainer.rehearse(hook)
     _check_finite(trainer, hook.tables)
     if world.is_main:
@@ -130,7 +136,7 @@ def _with_recorded(target: _Target, name: str, measured: Table) -> Table:
 
 def _check_finite(trainer: Trainer, tables: Mapping[str, Table]) -> None:
     """Raise `HybridNormError` naming where numbers first are not finite; all ranks call it."""
-    if not any(map(nonfinite_from, tables.values())):
+    if not any(nonfinite_from(tables[name]) for name in quick_probes() if name in tables):
         return
     batch, _ = next(trainer.held_out_batches(1))
     found = trainer.world.gather(lambda: first_nonfinite(trainer.model, batch))

@@ -11,8 +11,9 @@ from torch.utils.hooks import RemovableHandle
 from hybridnorm.diagnose.catalogue import named_probes
 from hybridnorm.diagnose.measure import measure
 from hybridnorm.diagnose.memory import check_memory
-from hybridnorm.diagnose.probe import Probe
+from hybridnorm.diagnose.probe import Probe, Start
 from hybridnorm.diagnose.table import Table, TableWriter
+from hybridnorm.errors import HybridNormError
 from hybridnorm.recipe import Recipe
 from hybridnorm.train import Hook, State
 
@@ -28,17 +29,24 @@ def probing_hooks(recipe: Recipe) -> list[Hook]:
     """The hook of a recipe's `[diagnose]`; none where it names no probes.
 
     Raises:
-        HybridNormError: an unknown probe.
+        HybridNormError: an unknown probe, or one that needs trainings of its own.
     """
     probes = named_probes(recipe.diagnose.probes)
+    for probe in probes:
+        if probe.looks_at("trial"):
+            raise HybridNormError(
+                f"diagnose.probes: {probe.name} needs trainings of its own; leave it out here, and "
+                f"ask for it with hybridnorm diagnose --probes {probe.name}"
+            )
     return [Recording(probes)] if probes else []
 
 
 class Probing(Hook):
     """Measures at the steps that are due; `tables` has the rows of the last one, by probe."""
 
-    def __init__(self, probes: Sequence[Probe]) -> None:
-        self.probes = probes
+    def __init__(self, probes: Sequence[Probe], start: Start | None = None) -> None:
+        """With `start`, probes may have trainings of their own."""
+        self.probes, self._start = probes, start
         self.tables: dict[str, Table] = {}
         self._gradients = StreamNorms()
         self._wants_stream = any(probe.looks_at("gradients") for probe in probes)
@@ -56,7 +64,8 @@ class Probing(Hook):
 
     def after_backward(self, state: State) -> None:
         if self.is_due(state):
-            self.tables = measure(self.probes, state, self._gradients.read(state))
+            gradients = self._gradients.read(state)
+            self.tables = measure(self.probes, state, gradients, self._start)
 
 
 class Recording(Probing):

@@ -19,6 +19,7 @@ from hybridnorm.diagnose.probe import (
     GradientView,
     Probe,
     Reading,
+    Start,
     StreamView,
     SublayerView,
 )
@@ -43,12 +44,16 @@ Values = dict[_Key, list[float]]
 
 
 def measure(
-    probes: Sequence[Probe], state: State, stream_gradients: Sequence[float]
+    probes: Sequence[Probe],
+    state: State,
+    stream_gradients: Sequence[float],
+    start: Start | None = None,
 ) -> dict[str, Table]:
     """The rows of each probe, by its name, about the step after `state.step`; all ranks call it.
 
     Args:
         stream_gradients: as in `GradientView`.
+        start: for probes that need trainings of their own.
     """
     found = _Collected()
     model = state.model
@@ -63,6 +68,9 @@ def measure(
                 _pass(probes, model, batch, found)
                 if isinstance(model, FSDPModule):
                     model.reshard()  # a forward pass alone leaves embedding and head whole
+    if start is not None:
+        for probe in probes:
+            found.add(probe, probe.trial(start))
     everywhere = state.world.gather(found.values)
     return _tables(probes, everywhere, state)
 

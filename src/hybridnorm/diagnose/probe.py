@@ -10,7 +10,11 @@ from torch import Tensor
 from hybridnorm.diagnose import figures
 from hybridnorm.diagnose.table import Arms, Table
 from hybridnorm.model import ModelConfig, Transformer
-from hybridnorm.train import Batch, World
+from hybridnorm.recipe import Recipe
+from hybridnorm.train import Batch, Trainer, World
+
+Start = Callable[[Callable[[Recipe], Recipe]], Trainer]
+"""A fresh training of the recipe after a change."""
 
 
 class Reading(NamedTuple):
@@ -134,6 +138,10 @@ class Probe:
 
     def stream(self, view: StreamView) -> Iterable[Reading]:
         """Of the stream, after a forward pass over held-out text."""
+        return ()
+
+    def trial(self, start: Start) -> Iterable[Reading]:
+        """Of trainings of its own; only `hybridnorm diagnose` lets it."""
         return ()
 
     def memory(self, size: Size) -> int:

@@ -127,7 +127,7 @@ class Trainer:
         with self._stopping(note):
             saved_at, stop, clock = self.step, False, time.perf_counter()
             while self.step < self.config.steps and not stop:
-                lr = self._train_step()
+                lr = self.train_step()
                 stop = self.world.any(self.stop)
                 save = self._due(self.config.checkpoint_every)
                 if self._due(self.config.log_every) or save or stop:
@@ -154,12 +154,17 @@ class Trainer:
                 skipped_steps=self.guard.total,
             )
 
-    def _train_step(self) -> float:
-        """One optimizer step, skipped where the gradient is not finite; returns its rate."""
+    def train_step(self, lr: float | None = None) -> float:
+        """One optimizer step, skipped where the gradient is not finite; returns its rate.
+
+        Args:
+            lr: the learning rate; None: the schedule's.
+        """
         numbers = self.backward()
-        lr = learning_rate(
-            self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
-        )
+        if lr is None:
+            lr = learning_rate(
+                self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grad_norm = _clip(self.model, self.recipe.optimizer.grad_clip)
