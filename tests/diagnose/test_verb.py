@@ -1,11 +1,12 @@
 """Probes along runs, and `hybridnorm diagnose` on recipes, runs and studies."""
 
+import itertools
 import json
 import math
-import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,26 @@ def refused(cli: Cli, *args: object) -> str:
         (),
         ("--train.micro-batch-size", "2", "--parallel.activation-checkpointing", "full"),
         ("--model.n-experts", "4", "--model.d-expert", "16", "--train.mask-documents"),
-        pytest.param(("--train.compile", "on"), marks=pytest.mark.slow),
     ],
 )
 def test_probes_change_no_number_of_a_run(
     name: str, kind: tuple[str, ...], cli: Cli, tiny: list[str], tmp_path: Path
 ) -> None:
     common = (*tiny, *SHORT, *kind, "--model.placement", name)
+    assert_the_same_run(cli, common, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_probes_change_no_number_of_a_compiled_run(
+    own_process: Cli, tiny: list[str], tmp_path: Path
+) -> None:
+    patient = partial(own_process, timeout=400)
+    assert_the_same_run(patient, (*tiny, *SHORT, "--train.compile", "on"), tmp_path)
+
+
+def assert_the_same_run(cli: Cli, common: tuple[str, ...], tmp_path: Path) -> None:
+    """With probes and without, losses are equal bit by bit; every probe found finite numbers."""
     run(cli, "train", "demo", *common, "--run-dir", tmp_path / "without")
     run(cli, "train", "demo", *common, *PROBES, "--run-dir", tmp_path / "with")
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
@@ -209,43 +223,66 @@ def test_a_damaged_table_is_one_line(
 
 
 @pytest.mark.slow
-def test_two_ranks_find_what_one_process_finds(tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.timeout(900)  # blocks are compiled, beside other tests
+def test_two_ranks_find_what_one_process_finds(corpus: Path, tmp_path: Path) -> None:
     """FSDP2 on gloo: the same tables up to rounding, and losses bitwise as without probes."""
-    common = [*tiny, *SHORT, "--train.batch-size", "4"]
-    jobs = [
-        ["train", "demo", *common, *extra, "--model.placement", name, "--run-dir", str(out / kind)]
-        for name in ("hybridnorm-star", "olmo2")
-        for out in (tmp_path / "RANKS" / name,)
-        for kind, extra in (("without", ()), ("with", PROBES))
-    ]
-    experts = ["--model.n-experts", "4", "--model.d-expert", "16"]
-    jobs.append(
-        ["train", "demo", *common, *experts, *PROBES, "--run-dir", str(tmp_path / "RANKS/moe/with")]
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(
+        f"""
+[model]
+d_model = 32
+n_layers = 2
+d_ff = 64
+[data]
+source = "{corpus}"
+tokenizer = "byte"
+cache = "{corpus / "prepared"}"
+[train]
+dtype = "fp32"
+steps = 3
+batch_size = 8
+seq_len = 32
+log_every = 1
+[schedule]
+warmup_steps = 1
+"""
     )
-    for ranks in (1, 2):
-        argv = json.dumps(jobs).replace("RANKS", str(ranks))
+    probes = {"diagnose.probes": quick_probes(), "diagnose.every": 3}
+    star = "hybridnorm-star"
+    kinds: dict[str, tuple[str, dict[str, object]]] = {
+        "plain": (star, {}),
+        "probed": (star, probes),
+        "full-width norms": ("olmo2", probes),
+        "experts": (star, {**probes, "model.n_experts": 4, "model.d_expert": 16}),
+        "accumulated": (star, {**probes, "train.micro_batch_size": 2}),
+        "compiled": (star, {**probes, "train.compile": "on"}),
+    }
+    for ranks in ("1", "2"):
+        jobs = [
+            {
+                "out": str(tmp_path / ranks / kind),
+                "placements": [name],
+                "recipe": str(recipe),
+                "fields": fields,
+            }
+            for kind, (name, fields) in kinds.items()
+        ]
+        (tmp_path / "jobs.json").write_text(json.dumps(jobs))
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        script = [str(TESTS / "train" / "verbs.py"), argv]
+        command = [str(TESTS / "train" / "ranks.py"), str(tmp_path / "jobs.json")]
         done = subprocess.run(
-            [sys.executable, *torchrun, *script],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            env={**dict(os.environ), "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}"},
+            [sys.executable, *torchrun, *command], capture_output=True, text=True, timeout=800
         )
         assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("hybridnorm-star", "olmo2", "moe"):
-        if name != "moe":
-            both = [losses(tmp_path / "2" / name / kind) for kind in ("with", "without")]
-            assert both[0] == both[1]
-        for probe in quick_probes():
-            one, two = (
-                {row[:4]: row.value for row in sorted(read_table(path))}
-                for path in (
-                    tmp_path / ranks / name / "with" / "diagnose" / f"{probe}.csv"
-                    for ranks in ("1", "2")
-                )
-            )
-            assert one.keys() == two.keys()
-            for key, value in one.items():
-                assert two[key] == pytest.approx(value, rel=2e-3, abs=1e-4), (name, probe, key)
+    plain, probed = (tmp_path / "2" / kind / "hybridnorm-star" for kind in ("plain", "probed"))
+    assert losses(plain) == losses(probed)
+    for kind, probe in itertools.product(list(kinds)[1:], quick_probes()):
+        one, two = (numbers(tmp_path / ranks / kind / kinds[kind][0], probe) for ranks in "12")
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert two[key] == pytest.approx(value, rel=2e-3, abs=1e-4), (kind, probe, key)
+
+
+def numbers(run_dir: Path, probe: str) -> dict[tuple[object, ...], float]:
+    """What a probe found, by step, layer, sublayer and name."""
+    return {row[:4]: row.value for row in read_table(run_dir / "diagnose" / f"{probe}.csv")}
