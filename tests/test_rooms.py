@@ -12,6 +12,7 @@ FLOORS = (
     "files",
     "charts",
     "html_page",
+    "processes",
     "strict_toml",
     "placements",
     "model",

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
@@ -39,7 +39,10 @@ class Train:
     run_dir: Path | None = None
     """Directory of the run. None: runs/<recipe>-<placement>-seed<seed>."""
     resume: bool = False
-    """Continue the run in `run_dir` from its newest checkpoint."""
+    """Continue the run in `run_dir` from its newest checkpoint, with its own recipe where none is
+    named."""
+    force: bool = False
+    """Start even where the estimated memory exceeds what is free."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
@@ -135,6 +138,10 @@ def _train(argv: Sequence[str]) -> None:
     name = line.positional or "demo"
     default = Train(recipe=name, config=load_fields(name))
     args = _parse(Train, "train", line.options, default)
+    run_dir = args.run_dir or _default_run_dir(name, line.overrides)
+    own = run_dir / "recipe.toml"
+    if args.resume and line.positional is None and own.exists():
+        name = str(own)
     recipe = load_recipe(name, line.overrides)
     from hybridnorm.train import set_up_process
 
@@ -142,10 +149,15 @@ def _train(argv: Sequence[str]) -> None:
     from hybridnorm.diagnose import probing_hooks
     from hybridnorm.train import end_rank, train
 
+    hooks = probing_hooks(recipe)
+    stopped_by = train(recipe, run_dir, resume=args.resume, force=args.force, hooks=hooks)
+    end_rank(128 + stopped_by if stopped_by else 0)
+
+
+def _default_run_dir(name: str, overrides: Mapping[str, object]) -> Path:
+    recipe = load_recipe(name, overrides)
     stem = f"{Path(name).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
-    run_dir = args.run_dir or Path("runs") / stem
-    train(recipe, run_dir, resume=args.resume, hooks=probing_hooks(recipe))
-    end_rank()
+    return Path("runs") / stem
 
 
 def _show(argv: Sequence[str]) -> None:
@@ -178,8 +190,8 @@ def _prepare(argv: Sequence[str]) -> None:
     from hybridnorm.data import cores, find_sources, prepare_folder, report
 
     console, workers = Console(), args.workers or cores()
-    sources = find_sources(args.inputs)
-    manifest = prepare_folder(sources, args.out, args.config, workers=workers, console=console)
+    found = find_sources(args.inputs, args.config.validation)
+    manifest = prepare_folder(found, args.out, args.config, workers=workers, console=console)
     console.print(report(args.out, manifest))
 
 
@@ -215,7 +227,7 @@ def _diagnose(argv: Sequence[str]) -> None:
 
     probes = args.probes or default.config.diagnose.probes
     diagnose(target, line.overrides, probes, checkpoint=args.checkpoint, out=args.out)
-    end_rank()
+    end_rank(0)
 
 
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {

@@ -72,7 +72,7 @@ def typed(annotation: Any, value: object, where: str) -> object:
         return tuple(typed(k, v, where) for k, v in zip(kinds, value, strict=True))
     if is_dataclass(annotation):
         return build(typing.cast(type[Any], annotation), value, where)
-    return _plain_typed(annotation, value, where)
+    return _plain_typed(origin or annotation, value, where)
 
 
 def _plain_typed(annotation: Any, value: object, where: str) -> object:
@@ -80,7 +80,13 @@ def _plain_typed(annotation: Any, value: object, where: str) -> object:
         return float(value)
     if isinstance(value, annotation) and not (isinstance(value, bool) and annotation is not bool):
         return value
-    wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    wanted = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a string",
+        dict: "a table",
+    }
     raise HybridNormError(f"{where}: expected {wanted.get(annotation, annotation)}, got {value!r}")
 
 

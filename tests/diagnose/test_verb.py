@@ -13,7 +13,6 @@ import pytest
 
 from command_line import Cli
 from hybridnorm.diagnose.catalogue import catalogue, quick_probes
-from hybridnorm.diagnose.memory import free_memory
 from hybridnorm.diagnose.table import read_table
 from hybridnorm.train.report.metrics import read_metrics
 from runs import losses
@@ -182,13 +181,6 @@ def test_a_probe_that_does_not_fit_is_refused_before_it_starts(
     line = refused(cli, "demo", *tiny, "--probes", "rank", "--out", tmp_path / "out")
     assert line.startswith("diagnose.probes: rank needs about 0.") and "are free" in line
     assert not (tmp_path / "out").exists()
-
-
-def test_free_memory_of_this_machine() -> None:
-    import torch
-
-    free = free_memory(torch.device("cpu"))
-    assert free is None or 2**20 < free < 2**50
 
 
 def test_what_is_not_finite_is_named_by_layer(

@@ -1,14 +1,14 @@
 from .config import DataConfig as DataConfig
 from .config import PrepareConfig as PrepareConfig
-from .manifest import Prepared as Prepared
 from .manifest import checksum as checksum
 from .manifest import report as report
-from .manifest import verify as verify
 from .mixture import Batches as Batches
 from .mixture import Mixture as Mixture
 from .prepare.folder import open_data as open_data
 from .prepare.folder import prepare_folder as prepare_folder
-from .prepare.inputs import find_sources as find_sources
 from .prepare.pool import cores as cores
+from .prepare.sources import find_sources as find_sources
+from .prepared import Prepared as Prepared
+from .prepared import verify as verify
 from .tokenizer import copy_tokenizer as copy_tokenizer
 from .tokenizer import load_tokenizer as load_tokenizer

@@ -1,10 +1,13 @@
 """Which text a run reads, and how it is turned into tokens. No torch, no numpy."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from hybridnorm.errors import HybridNormError, check_at_least
+from hybridnorm.errors import HybridNormError, check_at_least, check_unused
+
+MAX_VOCAB = 1 << 20
+"""No tokenizer has more ids: larger ones are a mistake that would cost gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +17,10 @@ class PrepareConfig:
     tokenizer: str = "bpe"
     """bpe (byte-level, trained on the text), byte, a tokenizer.json, or a folder that holds one,
     such as another prepared set."""
+    end_of_document: str | None = None
+    """Token of a tokenizer.json that ends a document. None: the eos_token that a
+    tokenizer_config.json or special_tokens_map.json beside it names, else <|endoftext|>, </s> or
+    <|end_of_text|>."""
     tokenizer_vocab_size: int = 4096
     """Vocabulary size of a trained tokenizer."""
     tokenizer_train_bytes: int = 100_000_000
@@ -21,6 +28,9 @@ class PrepareConfig:
     documents of every part, in proportion to its size."""
     text_field: str = "text"
     """Field of a JSON line, or column of a table, that holds the text."""
+    validation: str | None = None
+    """A file, folder, glob or saved dataset that is held out, all of it. None: the split called
+    validation of a folder that has one, else a fraction."""
     validation_fraction: float = 0.05
     """Fraction of the documents held out, chosen by a hash of each document; where that leaves a
     split empty, of the last document, whose end is held out."""
@@ -38,13 +48,20 @@ class PrepareConfig:
             raise HybridNormError(
                 f"validation_fraction: must lie in (0, 1), got {self.validation_fraction}"
             )
-        if not 257 <= self.tokenizer_vocab_size <= 1 << 20:
+        if not 257 <= self.tokenizer_vocab_size <= MAX_VOCAB:
             raise HybridNormError(
                 "tokenizer_vocab_size: must lie between 257 (bytes and end of document) "
-                f"and 1048576, got {self.tokenizer_vocab_size}"
+                f"and {MAX_VOCAB}, got {self.tokenizer_vocab_size}"
             )
         for name in ("tokenizer_train_bytes", "min_chars", "max_chars"):
             check_at_least(1, name, getattr(self, name))
+        if self.tokenizer != "bpe":
+            trained = ("tokenizer_vocab_size", "tokenizer_train_bytes")
+            check_unused(self, f"beside tokenizer = {self.tokenizer}", *trained)
+        if self.tokenizer in ("bpe", "byte"):
+            check_unused(self, f"beside tokenizer = {self.tokenizer}", "end_of_document")
+        if self.validation is not None:
+            check_unused(self, "beside validation", "validation_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +83,9 @@ class DataConfig(PrepareConfig):
         super().__post_init__()
         if "" in self.prepared:
             raise HybridNormError("prepared: a folder without a name")
+        if self.prepared:
+            how = (f.name for f in fields(PrepareConfig))
+            check_unused(self, "beside prepared, which was made with its own", *how)
         if self.weights and len(self.weights) != len(self.prepared):
             raise HybridNormError(
                 f"weights: {len(self.weights)} weights for {len(self.prepared)} prepared folders; "

@@ -1,14 +1,11 @@
 """Whether there is room for the probes, before they start."""
 
 from collections.abc import Sequence
-from pathlib import Path
-
-import torch
 
 from hybridnorm.diagnose.probe import Probe, Size
 from hybridnorm.errors import HybridNormError
 from hybridnorm.text import size
-from hybridnorm.train import State
+from hybridnorm.train import State, free_memory
 
 
 def check_memory(probes: Sequence[Probe], state: State) -> None:
@@ -25,15 +22,3 @@ def check_memory(probes: Sequence[Probe], state: State) -> None:
             f"{size(free)} are free; leave it out, or lower diagnose.sequences or "
             "train.micro_batch_size"
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on `device`; None where nobody says it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return found[0] * 1024 if found else None

@@ -1,15 +1,18 @@
 """The figures of a study, as matplotlib SVGs. One colour per arm in all of them."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
 import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from hybridnorm.charts import COLOURS, STYLES, finish
+from hybridnorm.files import write_whole
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result
 from hybridnorm.text import svg
@@ -42,9 +45,8 @@ def figure_svg(figure: Figure, name: str) -> str:
 
 def save_figures(found: dict[str, Figure], folder: Path) -> None:
     """Write every figure as NAME.svg."""
-    folder.mkdir(exist_ok=True)
     for name, figure in found.items():
-        (folder / f"{name}.svg").write_text(figure_svg(figure, name), encoding="utf-8")
+        write_whole(folder / f"{name}.svg", figure_svg(figure, name))
 
 
 def _curves(
@@ -67,7 +69,7 @@ def _curves(
         values = np.stack([np.interp(shared, x, y) for x, y in runs])
         colour, style = COLOURS[index % 8], STYLES[index // 8 % 4]
         axes.plot(shared, values.mean(axis=0), style, color=colour, marker=marker, ms=3, lw=1.5)
-        axes.lines[-1].set_label(str(arm.value))
+        axes.lines[-1].set_label(_label(arm))
         if len(runs) > 1:
             low, high = values.min(axis=0), values.max(axis=0)
             axes.fill_between(shared, low, high, color=colour, alpha=0.15, lw=0)
@@ -76,7 +78,8 @@ def _curves(
     finish(axes, "tokens", label)
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     if axes.lines:
-        axes.legend(frameon=False, title=study.compare)
+        legend = axes.legend(frameon=False, title=study.compare)
+        _as_written(legend.get_texts())
     return figure
 
 
@@ -94,10 +97,22 @@ def _final(study: Study, found: Sequence[Arm]) -> Figure:
             axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=COLOURS[index % 8])
     for points in by_seed.values():
         axes.plot(*zip(*points, strict=True), color="0.7", lw=0.8, zorder=0)
-    axes.set_yticks(range(len(found)), [str(arm.value) for arm in found])
+    axes.set_yticks(range(len(found)), [_label(arm) for arm in found])
+    _as_written(axes.get_yticklabels())
     axes.set_ylim(len(found) - 0.4, -0.6)
     finish(axes, "final held-out loss (nats per token); one dot per run, one line per seed", "")
     return figure
+
+
+def _label(arm: Arm) -> str:
+    """The arm's value; matplotlib leaves what begins with an underscore out of a legend."""
+    return re.sub(r"^_", " _", str(arm.value))
+
+
+def _as_written(texts: Iterable[Text]) -> None:
+    """What a user has named is no formula."""
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def _train(column: str) -> Callable[[Result], tuple[Series, Series]]:
@@ -117,7 +132,11 @@ def _evaluation(column: str) -> Callable[[Result], tuple[Series, Series]]:
 
 
 def _columns(rows: Sequence[Row], column: str) -> tuple[Series, Series]:
-    known = [row for row in rows if row[column] is not None]  # a skipped step has no loss
-    return np.array([float(r["tokens"]) for r in known]), np.array(
-        [float(r[column]) for r in known]
-    )
+    # A skipped step has no loss.
+    known = [(row["tokens"], row[column]) for row in rows if _has(row, "tokens", column)]
+    x, y = np.array(known, dtype=float).reshape(-1, 2).T
+    return x, y
+
+
+def _has(row: Row, *names: str) -> bool:
+    return all(row.get(name) is not None for name in names)

@@ -1,12 +1,14 @@
 """report.html: one self-contained offline file that says what was compared and what is true."""
 
+import contextlib
 import html
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_json, read_text, write_whole
 from hybridnorm.html_page import html_figure, html_page, html_table
 from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
@@ -43,7 +45,7 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
         f"<pre>{html.escape(_command(folder))}</pre>",
     ]
     path = folder / "report.html"
-    path.write_text(html_page(study.title, sections), encoding="utf-8")
+    write_whole(path, html_page(study.title, sections))
     return path
 
 
@@ -52,8 +54,9 @@ def verdict(study: Study, found: Sequence[Arm]) -> str:
     losses = [(arm.val_loss, arm) for arm in found if arm.val_loss is not None]
     if not losses:
         return "No run has finished: there is nothing to compare yet."
-    best = min(losses, key=lambda pair: pair[0])[1]
-    sentences = [f"Lowest held-out loss: {best.value}, {best.val_loss:.4f} nats per token."]
+    best = min(losses, key=lambda pair: (_lost(pair[1]), pair[0]))[1]
+    among = " of the arms that lost fewest runs" if any(_lost(arm) for arm in found) else ""
+    sentences = [f"Lowest held-out loss{among}: {best.value}, {best.val_loss:.4f} nats per token."]
     for arm in found:
         if arm.comparison is not None:
             sentences.append(_sentence(study, arm))
@@ -65,6 +68,11 @@ def verdict(study: Study, found: Sequence[Arm]) -> str:
     if failed:
         sentences.append(f"Not all runs finished ({'; '.join(failed)}).")
     return " ".join(sentences)
+
+
+def _lost(arm: Arm) -> int:
+    """Runs that did not finish where the arm is judged."""
+    return sum(result.val_loss is None for result in arm.best)
 
 
 def _sentence(study: Study, arm: Arm) -> str:
@@ -116,14 +124,8 @@ def _conditions(study: Study, folder: Path) -> list[str]:
     if recipe.model.init == "published":
         inits = ", ".join(f"{name} {found.init}" for name, found in study.placements.items())
         lines.append(f"Initialization, as each placement was published: {inits}.")
-    environment = _environment(study, folder)
-    if environment:
-        lines.append(
-            f"Hardware: {environment['processor']}, {environment['device']}, "
-            f"{environment['threads']} threads per run. Versions: hybridnorm "
-            f"{environment['hybridnorm']} ({environment['commit'] or 'no commit'}), torch "
-            f"{environment['torch']}, Python {environment['python']}."
-        )
+    if hardware := _hardware(study, folder):
+        lines.append(hardware)
     table = {k: v for k, v in to_table(recipe).items() if isinstance(v, dict)}
     fields = {
         f"{part}.{name}": value for part, rows in table.items() for name, value in rows.items()
@@ -144,19 +146,25 @@ def _drawings(study: Study) -> list[str]:
     return ["<h2>The placements</h2>", f'<div class="drawings">{cells}</div>']
 
 
-def _environment(study: Study, folder: Path) -> dict[str, Any] | None:
+def _hardware(study: Study, folder: Path) -> str:
+    """What the first run whose environment.json can be read says of it."""
     for run in study.runs:
-        path = folder / "runs" / run.name / "environment.json"
-        if path.exists():
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
-    return None
+        # Without it, or with a damaged one, the numbers are what they are.
+        with contextlib.suppress(HybridNormError, KeyError):
+            found = read_json(folder / "runs" / run.name / "environment.json")
+            return (
+                f"Hardware: {found['processor']}, {found['device']}, {found['threads']} threads "
+                f"per run. Versions: hybridnorm {found['hybridnorm']} "
+                f"({found['commit'] or 'no commit'}), torch {found['torch']}, "
+                f"Python {found['python']}."
+            )
+    return ""
 
 
 def _command(folder: Path) -> str:
-    path = folder / "command.txt"
-    known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    return known or shlex.join(["hybridnorm", "study", folder.name])
+    with contextlib.suppress(HybridNormError):
+        return read_text(folder / "command.txt").strip()
+    return shlex.join(["hybridnorm", "study", str(folder / "study.toml"), "--dir", str(folder)])
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.statistics import Comparison, compare
 from hybridnorm.train.report import Metrics, read_metrics
 
+DONE = "finished", "diverged"  # nothing is left to train
 _SEED = "seed"
 
 
@@ -29,8 +30,7 @@ class Result:
     @property
     def val_loss(self) -> float | None:
         """The last held-out loss of a finished run."""
-        finished = self.status == "finished" and self.metrics.evaluations
-        return float(self.metrics.evaluations[-1]["val_loss"]) if finished else None
+        return _last_loss(self.metrics) if self.status == "finished" else None
 
     @property
     def seed(self) -> int:
@@ -40,6 +40,12 @@ class Result:
     def parameters(self) -> int | None:
         counts = [event["parameters"] for event in self.metrics.events if "parameters" in event]
         return counts[-1] if counts else None
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were not finite and touched no weight."""
+        rows = self.metrics.train
+        return (rows[-1].get("skipped_steps") or 0) if rows else 0
 
     def row(self) -> dict[str, Any]:
         """The run's line of results.csv."""
@@ -51,6 +57,7 @@ class Result:
             **self.run.values,
             "status": self.status,
             "steps": last.get("step"),
+            "skipped_steps": self.skipped_steps,
             "tokens": last.get("tokens"),
             "train_loss": last.get("loss"),
             "val_loss": held_out.get("val_loss"),
@@ -82,29 +89,42 @@ class Arm:
         return fmean(losses) if losses else None
 
     def mean(self, column: str) -> float | None:
-        """Mean of a results.csv column over the finished runs."""
+        """Mean of a results.csv column over the finished runs that know it."""
         values = [r.row()[column] for r in self.best if r.val_loss is not None]
-        return fmean(values) if values else None
+        known = [value for value in values if value is not None]
+        return fmean(known) if known else None
 
 
 def read_results(
     study: Study, folder: Path, crashes: Mapping[str, str] | None = None
 ) -> list[Result]:
     """The results of all runs, whatever became of them."""
-    results = []
-    for run in study.runs:
-        try:
-            metrics = read_metrics(folder / "runs" / run.name)
-        except HybridNormError:
-            metrics = Metrics()
-        status = {"empty": "missing", "started": "incomplete", "resumed": "incomplete"}.get(
-            metrics.status, metrics.status
-        )
-        reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
-        if crashes and run.name in crashes:
-            status, reason = "crashed", crashes[run.name]
-        results.append(Result(run, metrics, status, reason))
-    return results
+    why = crashes or {}
+    return [
+        read_result(run, folder / "runs" / run.name, why.get(run.name, "")) for run in study.runs
+    ]
+
+
+def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
+    """What became of one run: finished, diverged, interrupted, crashed, incomplete or missing.
+
+    Args:
+        crash: why its process ended, if it did; a run that is not done has crashed then.
+    """
+    try:
+        metrics = read_metrics(run_dir) if (run_dir / "metrics.jsonl").exists() else Metrics()
+    except HybridNormError as error:  # of this run: the others are as good as before
+        return Result(run, Metrics(), "crashed", str(error))
+    reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
+    status = "missing" if metrics.status == "empty" else metrics.status
+    if status == "finished" and _last_loss(metrics) is None:
+        return Result(run, metrics, "diverged", "it has no finite held-out loss")
+    if status not in (*DONE, "interrupted", "missing"):
+        status = "incomplete"
+    if crash and status not in DONE:
+        reason = crash
+        status = status if status == "interrupted" else "crashed"
+    return Result(run, metrics, status, reason)
 
 
 def arms(study: Study, results: list[Result]) -> list[Arm]:
@@ -154,12 +174,12 @@ def arm_columns(study: Study, found: list[Arm]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {study.compare: [str(arm.value) for arm in found]}
     for field in found[0].settings:
         columns[field] = [str(arm.settings[field]) for arm in found]
-    columns["held-out loss"] = [_number(arm.val_loss, ".4f") for arm in found]
-    columns["perplexity"] = [_number(perplexity(arm), ".2f") for arm in found]
-    columns["bits/byte"] = [_number(arm.mean("val_bits_per_byte"), ".4f") for arm in found]
+    columns["held-out loss"] = [number(arm.val_loss, ".4f") for arm in found]
+    columns["perplexity"] = [number(perplexity(arm), ".2f") for arm in found]
+    columns["bits/byte"] = [number(arm.mean("val_bits_per_byte"), ".4f") for arm in found]
     columns[f"difference to {study.baseline}"] = [difference(arm) for arm in found]
-    columns["tokens/s"] = [_number(arm.mean("tokens_per_second"), ",.0f") for arm in found]
-    columns["parameters"] = [_number(arm.mean("parameters"), ",.0f") for arm in found]
+    columns["tokens/s"] = [number(arm.mean("tokens_per_second"), ",.0f") for arm in found]
+    columns["parameters"] = [number(arm.mean("parameters"), ",.0f") for arm in found]
     columns["runs"] = [runs_text(arm) for arm in found]
     return columns
 
@@ -181,9 +201,11 @@ def difference(arm: Arm) -> str:
 
 
 def runs_text(arm: Arm) -> str:
-    """ "3 finished, 1 diverged": nothing is dropped."""
+    """ "3 finished, 1 diverged, 9 steps skipped": nothing is dropped."""
     statuses = sorted({result.status for result in arm.results}, key=lambda s: s != "finished")
-    return ", ".join(f"{arm.count(status)} {status}" for status in statuses)
+    skipped = sum(result.skipped_steps for result in arm.results)
+    counts = [f"{arm.count(status)} {status}" for status in statuses]
+    return ", ".join([*counts, f"{skipped} steps skipped"] if skipped else counts)
 
 
 def _best(study: Study, results: list[Result]) -> tuple[dict[str, Any], list[Result]]:
@@ -201,11 +223,16 @@ def _best(study: Study, results: list[Result]) -> tuple[dict[str, Any], list[Res
     return dict(zip(fields, best, strict=True)), groups[best]
 
 
+def _last_loss(metrics: Metrics) -> float | None:
+    return metrics.evaluations[-1]["val_loss"] if metrics.evaluations else None
+
+
 def _by_seed(results: list[Result]) -> dict[int, float]:
     return {r.seed: r.val_loss for r in results if r.val_loss is not None}
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
+    """A number in its format, or a dash where it is not known."""
     return "–" if value is None else format(value, spec)
 
 

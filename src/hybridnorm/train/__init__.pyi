@@ -11,6 +11,7 @@ from .hooks import Hook as Hook
 from .hooks import State as State
 from .loop import Trainer as Trainer
 from .non_finite import first_nonfinite as first_nonfinite
+from .preflight import free_memory as free_memory
 from .process_setup import set_up_process as set_up_process
 from .run import build_model as build_model
 from .run import train as train

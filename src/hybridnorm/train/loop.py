@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from signal import SIGINT, SIGTERM, Signals, getsignal, signal
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, Signals, getsignal, signal
 from types import FrameType
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hybridnorm.data import Batches, Mixture, Prepared
+from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer
 from hybridnorm.recipe import Recipe
 from hybridnorm.train.batches import Batch, MicroBatches
@@ -22,15 +23,15 @@ from hybridnorm.train.checkpoint import (
     CheckpointWriter,
     latest_valid,
     load_checkpoint,
-    read_meta,
+    set_aside_damaged,
     training_state,
 )
 from hybridnorm.train.hooks import Hook, Row, State
-from hybridnorm.train.non_finite import SkipGuard
+from hybridnorm.train.non_finite import SkipGuard, all_finite
 from hybridnorm.train.objective import objective
 from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
 from hybridnorm.train.report import StepLog
-from hybridnorm.train.run_dir import check_identity, identity
+from hybridnorm.train.run_dir import check_identity, identity, read_record
 from hybridnorm.train.schedule import learning_rate
 from hybridnorm.train.world import World
 
@@ -51,32 +52,41 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe.optimizer)
         train = self.config
         tokens = Mixture(data, "train")
-        self.mix = [
-            (part.folder.name, weight, part.n_tokens)
-            for part, weight in zip(tokens.parts, data.weights, strict=True)
-        ]
         batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
         self.batches = MicroBatches(batches, world, train)
         self.held_out = Mixture(data, "validation")
+        self.held_out.n_windows(train.seq_len)  # too short a text is known before the first step
         self.identity = identity(recipe, model, tokens.fingerprint)
         self.guard = SkipGuard(train.max_skipped_steps)
         self.log = StepLog(world)
         self.hooks: Sequence[Hook] = ()
         self.memory: Row | None = None  # what the checkpoint kept of them
         self.step = 0
+        self.saved_at: int | None = None
         self.seconds = 0.0
         self.val_loss: float | None = None
-        self.stop = False
+        self.stop = 0  # the number of the signal that stops the run
 
     def resume(self) -> list[str]:
-        """Load the newest undamaged checkpoint; return a line for each damaged one."""
-        path, meta, problems = self.world.on_main(lambda: latest_valid(self.run_dir, read_meta))
+        """Load the newest undamaged checkpoint; return a line for each damaged one.
+
+        Raises:
+            HybridNormError: there is none, it is of another run, or beyond this recipe's steps.
+        """
+        path, meta, problems = self.world.on_main(lambda: latest_valid(self.run_dir, read_record))
         check_identity(meta, self.identity, path)
+        if meta["step"] > self.config.steps:
+            raise HybridNormError(
+                f"train.steps: {self.config.steps}, but {path} has done {meta['step']}; "
+                "raise it, or name another --run-dir"
+            )
+        self.world.on_main(lambda: set_aside_damaged(self.run_dir, path))
         materialize(self.optimizer)
         state = training_state(self.model, self.optimizer)
         load_checkpoint(path, state, self.world)
         restore(self.model, self.optimizer, state)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
+        self.saved_at = self.step
         self.guard.total, self.guard.in_row = meta["skipped_steps"]
         self.memory = meta.get("hooks") or {"SpikeScores": meta["spikes"]}
         return problems
@@ -88,15 +98,17 @@ class Trainer:
         self.backward()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def run(self, hooks: Sequence[Hook], note: Callable[[str], None]) -> None:
-        """Train to the last step, or until SIGINT or SIGTERM; then save.
+    def run(self, hooks: Sequence[Hook], note: Callable[[str], None], **started: object) -> None:
+        """Train to the last step, or until SIGINT, SIGTERM or SIGHUP; then save.
 
         Args:
             hooks: what watches the run.
             note: shows a line on the screen.
+            started: what the first event says besides.
 
         Raises:
-            DivergedError: too many steps in a row were not finite; none of them touched a weight.
+            DivergedError: too many steps in a row, or the last ones, were not finite; none of them
+                touched a weight.
             HybridNormError: a checkpoint cannot be written.
         """
         self.hooks = hooks
@@ -107,10 +119,8 @@ class Trainer:
                 if self.memory is not None and hook.name in self.memory:
                     hook.recall(self.memory[hook.name])
                 hook.start(self._state())
-            self._event(
-                "started" if self.memory is None else "resumed",
-                parameters=self.model.num_parameters(),
-            )
+            event = "started" if self.memory is None else "resumed"
+            self._event(event, parameters=self.model.num_parameters(), **started)
             self._run(note)
 
     def _end(self, hook: Hook) -> None:
@@ -124,25 +134,20 @@ class Trainer:
             keep_every=self.config.keep_every,
             background=self.config.async_checkpoints,
         )
-        with self._stopping(note):
-            saved_at, stop, clock = self.step, False, time.perf_counter()
-            while self.step < self.config.steps and not stop:
+        with self._stopping(note), writer:
+            clock = time.perf_counter()
+            while self.step < self.config.steps and not self.stop:
                 lr = self.train_step()
-                stop = self.world.any(self.stop)
-                save = self._due(self.config.checkpoint_every)
-                if self._due(self.config.log_every) or save or stop:
+                self.stop = self.world.max(self.stop)
+                save = self._due(self.config.checkpoint_every) or bool(self.stop)
+                if self._due(self.config.log_every) or save:
                     clock = self._log(lr, clock)
                 paused = time.perf_counter()
                 if self._due(self.config.eval_every):
                     self._evaluate()
-                # Among skipped steps the weights may be ruined: keep the checkpoint from before.
-                if save and not self.guard.in_row:
+                if save:
                     self._save(writer)
-                    saved_at = self.step
                 clock += time.perf_counter() - paused
-            if saved_at != self.step:
-                self._save(writer)
-            writer.finish()
         if self.step < self.config.steps:
             self._event("interrupted")
         else:
@@ -205,9 +210,10 @@ class Trainer:
         self.seconds += now - clock
         first = self.step - len(steps) + 1
         for step, numbers in enumerate(steps, start=first):
-            if self.guard.is_fatal(numbers["grad_norm"]):
+            if self.guard.is_fatal(numbers["grad_norm"], last=step == self.config.steps):
+                batch, loss = next(self.batches.step(step - 1)), numbers["loss"]
                 error = self.guard.diverged(
-                    self.model, next(self.batches.step(step - 1)), step, numbers["loss"], self.world
+                    self.model, batch, step, loss, self.saved_at, self.world
                 )
                 self._event("diverged", step=step, reason=str(error))
                 raise error
@@ -261,6 +267,9 @@ class Trainer:
             hook.after_evaluation(self._state(), row)
 
     def _save(self, writer: CheckpointWriter) -> None:
+        """Save, unless the weights may be ruined: then the checkpoint before is the one to keep."""
+        if self.guard.in_row or not all_finite(self.model, self.world):
+            return
         meta: dict[str, Any] = {
             **self.identity,
             "seconds": self.seconds,
@@ -268,8 +277,8 @@ class Trainer:
             "skipped_steps": (self.guard.total, self.guard.in_row),
             "hooks": {hook.name: kept for hook in self.hooks if (kept := hook.memory())},
         }
-        state = training_state(self.model, self.optimizer)
-        writer.write(self.step, state, meta)
+        writer.write(self.step, training_state(self.model, self.optimizer), meta)
+        self.saved_at = self.step
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -279,15 +288,21 @@ class Trainer:
 
     @contextmanager
     def _stopping(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a stop after the step; a second one kills."""
+        """Turn a signal to end into a stop after the step; a second Ctrl-C kills.
+
+        torchrun and schedulers repeat SIGTERM, and must not kill a run while it saves. A signal
+        that is ignored, as nohup and a shell's background do, stays ignored.
+        """
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self.stop = True
-            caught = Signals(number)
-            signal(caught, previous[caught])
-            note(f"{caught.name}: saving after this step")
+            if not self.stop:
+                note(f"{Signals(number).name}: saving after this step")
+            self.stop = number
+            if number == SIGINT:
+                signal(SIGINT, previous[SIGINT])
 
-        previous = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
+        found = {number: getsignal(number) for number in (SIGINT, SIGTERM, SIGHUP)}
+        previous = {number: handler for number, handler in found.items() if handler != SIG_IGN}
         for number in previous:
             signal(number, handle)
         try:

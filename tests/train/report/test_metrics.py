@@ -1,9 +1,10 @@
+import resource
 from pathlib import Path
 
 import pytest
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.train.report.metrics import FILE, MetricsWriter, read_metrics
+from hybridnorm.train.report.metrics import METRICS, MetricsWriter, read_metrics
 
 
 def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Path) -> None:
@@ -12,7 +13,7 @@ def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Pat
     for step in (1, 2, 3):
         writer.write(step=step, loss=float(step))
     writer.close()
-    with (tmp_path / FILE).open("a") as file:
+    with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 4, "lo')  # what SIGKILL leaves
     assert [row["step"] for row in read_metrics(tmp_path).train] == [1, 2, 3]
     writer = MetricsWriter(tmp_path)
@@ -26,19 +27,50 @@ def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Pat
     assert metrics.status == "resumed"
 
 
-def test_an_edited_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text('{"step": 1}\noops\n{"step": 2}\n')
-    with pytest.raises(HybridNormError, match=r"metrics\.jsonl: line 2 is not JSON"):
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"oops", "is not JSON"),
+        (b"\0" * 40, "is not JSON"),
+        (b'{"step": 2, "loss": 1, "note": "\xff"}', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"step": 2, "loss": ' + b"1" * 5000 + b"}", "is not JSON"),
+        (b"7", "is not a row with a step"),
+        (b"null", "is not a row with a step"),
+        (b'{"loss": 1.0}', "is not a row with a step"),
+        (b'{"step": "2", "loss": 1.0}', "is not a row with a step"),
+        (b'{"step": 2}', "has neither a loss nor an event"),
+        (b'{"step": 2, "loss": "low"}', "has a loss that is not a number"),
+        (b'{"step": 2, "val_loss": NaN}', "has a val_loss that is not a number"),
+        (b'{"step": 2, "loss": 1.0, "tokens": 1' + b"0" * 400 + b"}", "has a tokens that is not"),
+    ],
+)
+def test_a_damaged_line_is_named(line: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_bytes(
+        b'{"step": 1, "loss": 2}\n' + line + b'\n{"step": 3, "loss": 1}\n'
+    )
+    with pytest.raises(
+        HybridNormError, match=rf"metrics\.jsonl: line 2 {why}.*damaged or was edited"
+    ):
         read_metrics(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(HybridNormError, match="cannot read"):
         read_metrics(tmp_path / "nowhere")
 
 
-def test_a_directory_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_row_that_finds_no_room_is_one_line_and_spoils_nothing(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     writer.write(step=1, loss=1.0)
-    with pytest.raises(HybridNormError, match="another process trains here"):
-        MetricsWriter(tmp_path)
+    size = (tmp_path / METRICS).stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 7, limits[1]))
+    try:
+        with pytest.raises(HybridNormError, match=r"metrics\.jsonl: cannot write: .*--resume"):
+            writer.write(step=2, loss=2.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     writer.close()
-    MetricsWriter(tmp_path).close()
-    assert [row["step"] for row in read_metrics(tmp_path).train] == [1]
+    MetricsWriter(tmp_path).close()  # as the resumed run does
+    assert read_metrics(tmp_path).train == [{"step": 1, "loss": 1.0}]

@@ -9,7 +9,7 @@ from hybridnorm.model import ModelConfig, ParameterCounts, flops_per_token, para
 from hybridnorm.placements import Placement, stream_norms
 from hybridnorm.recipe import Recipe
 from hybridnorm.text import size
-from hybridnorm.train.preflight.memory import memory_estimate
+from hybridnorm.train.preflight.memory import MemoryEstimate, memory_estimate
 from hybridnorm.train.preflight.misfits import Mix, epochs, misfits
 
 _PARTS_SHOWN = 6
@@ -21,6 +21,7 @@ class Preflight:
 
     rows: dict[str, str]
     warnings: list[str]
+    memory: MemoryEstimate
 
     def print(self, console: Console) -> None:
         """One table, then one line per warning."""
@@ -54,6 +55,7 @@ def preflight(
     shard = parallel.shard or max(1, world_size // (parallel.replicate * parallel.tensor))
     share = -(-train.batch_size // (parallel.replicate * shard))
     micro = train.micro_batch_size or share
+    memory = memory_estimate(recipe, placement, shard=shard, micro_batch_size=micro, device=device)
     rows = {
         "placement": f"{placement.title or placement.name}, "
         f"{stream_norms(placement, config.n_layers)} norms on the stream of {config.n_layers} "
@@ -62,7 +64,7 @@ def preflight(
         "model": _shape(config),
         "parameters": _parameters(counts),
         "FLOPs": f"{_si(per_token)} per token, {_si(per_token * tokens)} in total",
-        "memory": _memory(recipe, placement, shard, micro, device),
+        "memory": _memory(memory),
         "length": f"{train.steps:,} steps, {_si(tokens)} tokens, "
         f"{tokens / counts.total:,.2f} per parameter",
         "batch": f"{train.batch_size:,} sequences of {train.seq_len:,} = {per_step:,} tokens; "
@@ -73,7 +75,7 @@ def preflight(
         "layout": f"replicate {parallel.replicate} x shard {shard} x tensor {parallel.tensor}; "
         f"{train.dtype}; activation checkpointing {parallel.activation_checkpointing}",
     }
-    return Preflight(rows=rows, warnings=misfits(recipe, placement, mix))
+    return Preflight(rows=rows, warnings=misfits(recipe, placement, mix), memory=memory)
 
 
 def _parameters(counts: ParameterCounts) -> str:
@@ -100,12 +102,7 @@ def _experts(config: ModelConfig) -> str:
     )
 
 
-def _memory(
-    recipe: Recipe, placement: Placement, shard: int, micro_batch_size: int, device: str
-) -> str:
-    estimate = memory_estimate(
-        recipe, placement, shard=shard, micro_batch_size=micro_batch_size, device=device
-    )
+def _memory(estimate: MemoryEstimate) -> str:
     parts = (
         f"{name} {size(getattr(estimate, name))}"
         for name in ("weights", "gradients", "optimizer", "activations", "working")

@@ -1,37 +1,48 @@
 """metrics.jsonl: one JSON object per line, append-only, the truth about a run. No torch."""
 
-import fcntl
+import errno
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hybridnorm.errors import HybridNormError
 
-FILE = "metrics.jsonl"
+METRICS = "metrics.jsonl"
+_NUMBERS = (
+    *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
+    *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte"),
+)
 Row = dict[str, Any]
 
 
 class MetricsWriter:
-    """Appends rows; every row is on disk when `write` returns.
-
-    Raises:
-        HybridNormError: another process is writing: it trains in this directory.
-    """
+    """Appends rows; every row is on disk when `write` returns."""
 
     def __init__(self, run_dir: Path) -> None:
-        path = run_dir / FILE
-        self._file = path.open("a", encoding="utf-8")
-        _lock(self._file, run_dir)
-        _drop_partial_line(path)
+        self._path = run_dir / METRICS
+        _drop_partial_line(self._path)
+        self._file = self._path.open("ab", buffering=0)  # what failed is not tried again at the end
 
     def write(self, **row: object) -> None:
-        """One row; what is not finite becomes null, as JSON has no word for it."""
+        """One row; what is not finite becomes null, as JSON has no word for it.
+
+        Raises:
+            HybridNormError: the disk is full or not writable.
+        """
         plain = {name: None if _is_nonfinite(value) else value for name, value in row.items()}
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps(plain, allow_nan=False) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise HybridNormError(
+                f"{self._path}: cannot write: {error.strerror}; "
+                "checkpoints are intact: make room and continue with --resume"
+            ) from None
 
     def close(self) -> None:
         self._file.close()
@@ -58,11 +69,11 @@ def read_metrics(run_dir: Path) -> Metrics:
     """Read a run's metrics; a half-written last line (a killed run) is left out.
 
     Raises:
-        HybridNormError: the file is missing, or a line before the last is not JSON.
+        HybridNormError: the file is missing, or a line before the last is no row of a run.
     """
-    path = run_dir / FILE
+    path = run_dir / METRICS
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise HybridNormError(f"{path}: cannot read: {error.strerror}") from None
     train: dict[int, Row] = {}
@@ -70,10 +81,11 @@ def read_metrics(run_dir: Path) -> Metrics:
     events: list[Row] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = _row(line)
+        except (ValueError, RecursionError) as error:
+            why = error if isinstance(error, HybridNormError) else "is not JSON"
             raise HybridNormError(
-                f"{path}: line {number} is not JSON; the file was edited"
+                f"{path}: line {number} {why}; the file is damaged or was edited"
             ) from None
         if "event" in row:
             events.append(row)
@@ -85,17 +97,19 @@ def read_metrics(run_dir: Path) -> Metrics:
     return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
 
 
-def _lock(file: TextIO, run_dir: Path) -> None:
-    """Keep other processes out for as long as the file is open, however this one ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise HybridNormError(
-            f"{run_dir}: another process trains here; stop it first, or name another --run-dir"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
+def _row(line: bytes) -> Row:
+    """A line as the writer made it: an object with a step, and numbers where numbers belong."""
+    row = json.loads(line.decode())
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise HybridNormError("is not a row with a step")
+    if not row.keys() & {"event", "loss", "val_loss"}:
+        raise HybridNormError("has neither a loss nor an event")
+    for name in _NUMBERS:
+        value = row.get(name)
+        is_number = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+        if value is not None and not is_number:
+            raise HybridNormError(f"has a {name} that is not a number")
+    return row
 
 
 def _is_nonfinite(value: object) -> bool:
