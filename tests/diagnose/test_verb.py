@@ -134,6 +134,29 @@ def test_a_page_of_the_runs_of_a_study(
     }
 
 
+@pytest.mark.slow
+def test_the_report_of_a_study_shows_its_probes(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("probed.toml").write_text(
+        """
+recipe = "demo"
+compare = "model.placement"
+[set]
+"diagnose.probes" = ["gradients-ffn"]
+"diagnose.at" = [1, 4]
+[grid]
+"model.placement" = ["pre-norm", "post-norm"]
+"""
+    )
+    run(cli, "study", "probed.toml", *tiny, "--train.steps", "5")
+    report = Path("studies/probed/report.html").read_text()
+    assert 'id="gradients-ffn"' in report
+    assert "post-norm: step 4: largest over smallest layer" in report
+    assert Path("studies/probed/figures/gradients-ffn.svg").exists()
+
+
 def test_the_list_has_every_probe_with_its_definition(cli: Cli) -> None:
     listed = run(cli, "diagnose", "--list")
     for name, probe in catalogue().items():

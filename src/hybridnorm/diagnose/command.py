@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from hybridnorm.data import open_data
-from hybridnorm.diagnose.catalogue import catalogue, named_probes, quick_probes
-from hybridnorm.diagnose.hook import FOLDER, Probing, table_path
+from hybridnorm.diagnose.catalogue import named_probes, quick_probes
+from hybridnorm.diagnose.hook import FOLDER, Probing, recorded_probes, table_path
 from hybridnorm.diagnose.page import nonfinite_from, write_page, write_tables
 from hybridnorm.diagnose.table import Arms, Table, read_table
 from hybridnorm.errors import HybridNormError
@@ -150,13 +150,7 @@ def _check_finite(trainer: Trainer, tables: Mapping[str, Table]) -> None:
 
 def _gather(folder: Path, names: Sequence[str], out: Path) -> None:
     """The page of what the runs of a study recorded, seeds together."""
-    found: dict[str, dict[str, list[Table]]] = {}
-    for name in names or catalogue():
-        for run_dir in sorted((folder / "runs").iterdir()):
-            path = table_path(run_dir, name)
-            if path.exists() and (table := read_table(path)):
-                arm = re.sub(r"-?seed\d+", "", run_dir.name)
-                found.setdefault(name, {}).setdefault(arm, []).append(table)
+    found = recorded_probes(folder / "runs", names)
     if not found:
         raise HybridNormError(
             f"{folder}: its runs recorded no probes; set diagnose.probes in the study, such as "

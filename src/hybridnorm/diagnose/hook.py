@@ -1,5 +1,6 @@
 """The hook that lets probes look at a run at its steps, and keeps what they found."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from hybridnorm.diagnose.catalogue import named_probes
+from hybridnorm.diagnose.catalogue import catalogue, named_probes
 from hybridnorm.diagnose.measure import measure
 from hybridnorm.diagnose.memory import check_memory
 from hybridnorm.diagnose.probe import Probe, Start
-from hybridnorm.diagnose.table import Table, TableWriter
+from hybridnorm.diagnose.table import Table, TableWriter, read_table
 from hybridnorm.errors import HybridNormError
 from hybridnorm.recipe import Recipe
 from hybridnorm.train import Hook, State
@@ -39,6 +40,27 @@ def probing_hooks(recipe: Recipe) -> list[Hook]:
                 f"ask for it with hybridnorm diagnose --probes {probe.name}"
             )
     return [Recording(probes)] if probes else []
+
+
+def recorded_probes(runs: Path, names: Sequence[str] = ()) -> dict[str, dict[str, list[Table]]]:
+    """What the runs below a folder recorded: by probe, by arm, a table for each seed.
+
+    An arm is the name of a run without its seed.
+
+    Args:
+        names: of the probes that count; none: all.
+
+    Raises:
+        HybridNormError: a damaged table.
+    """
+    found: dict[str, dict[str, list[Table]]] = {}
+    for name in names or catalogue():
+        for run_dir in sorted(runs.glob("*/")):
+            path = table_path(run_dir, name)
+            if path.exists() and (table := read_table(path)):
+                arm = re.sub(r"-?seed\d+", "", run_dir.name)
+                found.setdefault(name, {}).setdefault(arm, []).append(table)
+    return found
 
 
 class Probing(Hook):

@@ -28,15 +28,20 @@ def write_page(title: str, about: Sequence[str], found: Mapping[str, Arms], fold
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(paragraph)}</p>" for paragraph in about),
+        *probe_sections(found, folder),
     ]
+    write_whole(folder / PAGE, html_page(title, sections))
+    return folder / PAGE
+
+
+def probe_sections(found: Mapping[str, Arms], folder: Path) -> Iterator[str]:
+    """The pieces of a page about probes, family by family; writes each figure to `folder`, too."""
     for family, probes in FAMILIES.items():
         shown = [probe for probe in probes if probe.name in found]
         if shown:
-            sections.append(f"<h2>{html.escape(family.capitalize())}</h2>")
+            yield f"<h2>{html.escape(family.capitalize())}</h2>"
         for probe in shown:
-            sections += _section(probe(), found[probe.name], folder)
-    write_whole(folder / PAGE, html_page(title, sections))
-    return folder / PAGE
+            yield from _section(probe(), found[probe.name], folder)
 
 
 def write_tables(tables: Mapping[str, Table], folder: Path) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import html
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),
+        *_probes(folder),
         "<h2>Every run</h2>",
         html_table(_columns([result.row() for result in results])),
         "<h2>Reproduce</h2>",
@@ -159,6 +160,15 @@ def _hardware(study: Study, folder: Path) -> str:
                 f"Python {found['python']}."
             )
     return ""
+
+
+def _probes(folder: Path) -> Iterable[str]:
+    """What the runs' `[diagnose]` recorded, arm beside arm."""
+    if not any((folder / "runs").glob("*/diagnose")):
+        return ()
+    from hybridnorm.diagnose import probe_sections, recorded_probes  # torch
+
+    return probe_sections(recorded_probes(folder / "runs"), folder / "figures")
 
 
 def _command(folder: Path) -> str:
