@@ -30,11 +30,8 @@ class Clocked(Recording):
         super().__init__(named_probes(names))
         self.seconds: list[float] = []
 
-    def before_forward(self, state: State) -> None:
-        """Attaching hooks costs next to nothing, and is left out."""
-        super().before_forward(state)
-
     def after_backward(self, state: State) -> None:
+        """What is hooked before costs next to nothing, and is left out."""
         start = time.perf_counter()
         super().after_backward(state)
         if self.is_due(state):
@@ -83,14 +80,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, Path(folder) / "run", hooks=[steps, *clocks.values()])
     step = statistics.median(steps.seconds)
-    print(
-        f"{options.recipe} {options.preset or ''}, {options.threads} threads: {step:.3f} s per step"
-    )
+    model = options.preset or options.recipe
+    print(f"{model}, {options.dtype}, {options.threads} threads: {step:.3f} s per step")
     for name, clock in clocks.items():
         seconds = statistics.median(clock.seconds[1:])
         share = seconds / (EVERY * step)
         print(
-            f"{name:<22} {seconds:8.3f} s  {seconds / step:6.2f} steps  {share:7.2%} of {EVERY} steps"
+            f"{name:<22} {seconds:8.3f} s {seconds / step:7.2f} steps {share:8.2%} at 1 in {EVERY}"
         )
 
 

@@ -294,8 +294,10 @@ warmup_steps = 1
     for kind, probe in itertools.product(list(kinds)[1:], quick_probes()):
         one, two = (numbers(tmp_path / ranks / kind / kinds[kind][0], probe) for ranks in "12")
         assert one.keys() == two.keys()
+        # A scale per tensor depends on what a rank has in a batch.
+        close = 5e-3 if probe == "quantization" else 1e-4
         for key, value in one.items():
-            assert two[key] == pytest.approx(value, rel=2e-3, abs=1e-4), (kind, probe, key)
+            assert two[key] == pytest.approx(value, rel=2e-3, abs=close), (kind, probe, key)
 
 
 def numbers(run_dir: Path, probe: str) -> dict[tuple[object, ...], float]:

@@ -141,7 +141,8 @@ class StreamNorms:
         def add(gradient: Tensor) -> None:
             self._squares[layer] += gradient.detach().float().square().sum()
 
-        h_BTD.register_hook(add)  # type: ignore[no-untyped-call]
+        if h_BTD.requires_grad:  # another hook may run the model without gradients
+            h_BTD.register_hook(add)  # type: ignore[no-untyped-call]
 
     def read(self, state: State) -> list[float]:
         """Of the mean loss over all ranks; every rank calls it, after the backward pass."""

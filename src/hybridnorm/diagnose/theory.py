@@ -23,10 +23,9 @@ Variant = Literal["pre-norm", "qk-norm", "qkv-norm"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 TITLES = {"pre-norm": "Pre-Norm", "qk-norm": "Pre-Norm with QK-norm", "qkv-norm": "QKV-norm"}
 WEIGHTS = ("W_Q", "W_K", "W_V", "W_O")
-FACTORS = (1, 3, 10, 30, 100)
+FACTORS = (1, 10, 100)
 _ALONE = 10  # the factor where a weight grows alone
 _TOKENS = 8
-_CHUNK = 64  # rows of a Jacobian at a time
 Weights = dict[str, Tensor]
 
 
@@ -37,7 +36,7 @@ class Theorems(Probe):
     X_N = RMSNorm(X) and norms nothing more, with QK-norm it norms X_N W_Q and X_N W_K, QKV-norm
     reads X itself and norms X W_Q, X W_K and X W_V; no mask, no rotation, gains of 1. X is the
     stream that enters the middle block, at 8 tokens of held-out text, the weights are those of that
-    block's first head. Each is multiplied by 10, and all but each by 3, 10, 30, 100.
+    block's first head. Each is multiplied by 10, and all but each by 10 and 100.
     The measured norm is of the whole Jacobian, exactly.
 
     Bounds as printed, and corrected. The proofs take ||X_N||_F = sqrt(s), but the paper's RMSNorm
@@ -70,7 +69,7 @@ class Theorems(Probe):
 
     def memory(self, size: Size) -> int:
         d, k = size.config.d_model, size.config.head_dim
-        return size.states + 3 * 8 * _CHUNK * 4 * d * k
+        return size.states + 3 * 8 * 3 * d * k**2
 
     def summary(self, table: Table) -> list[str]:
         lines = []
@@ -101,28 +100,36 @@ class Theorems(Probe):
         return figure
 
 
-def attention_output(variant: Variant, x: Tensor, weights: Weights) -> Tensor:
-    """S `(s, d)` of single-head attention without mask, as the paper defines it."""
+def context(variant: Variant, x: Tensor, weights: Weights) -> Tensor:
+    """What W_O reads, `(s, k)`, in single-head attention without mask, as the paper defines it."""
     read = x if variant == "qkv-norm" else _rms_norm(x)
-    q, k, v = (read @ weights[name] for name in ("W_Q", "W_K", "W_V"))
+    q, k, v = (read @ weights[name] for name in WEIGHTS[:3])
     if variant != "pre-norm":
         q, k = _rms_norm(q), _rms_norm(k)
     if variant == "qkv-norm":
         v = _rms_norm(v)
-    return (q @ k.T / math.sqrt(q.shape[1])).softmax(-1) @ v @ weights["W_O"]
+    return (q @ k.T / math.sqrt(q.shape[1])).softmax(-1) @ v
 
 
 def jacobian_norms(variant: Variant, x: Tensor, weights: Weights) -> dict[str, float]:
-    """||dS/dW||_F of each weight, row of the Jacobian by row."""
+    """||dS/dW||_F of each weight, of S = context @ W_O.
+
+    S is linear in W_O, with the norm sqrt(d) ||context||_F. For the others, the Jacobian of a
+    token's context M `(k, d k)` is multiplied by W_O: ||W_O' M||_F^2 = <M, W_O W_O' M>.
+    """
+    w_o, inputs = weights["W_O"], {name: weights[name] for name in WEIGHTS[:3]}
     with torch.enable_grad():
-        output, pull_back = torch.func.vjp(lambda w: attention_output(variant, x, w), weights)[:2]
-    squares = dict.fromkeys(WEIGHTS, 0.0)
-    rows = torch.eye(output.numel(), dtype=x.dtype, device=x.device).view(-1, *output.shape)
-    for chunk in rows.split(_CHUNK):  # type: ignore[no-untyped-call]
-        (gradients,) = torch.func.vmap(pull_back)(chunk)
+        read, pull_back = torch.func.vjp(lambda w: context(variant, x, w), inputs)[:2]
+    squares = dict.fromkeys(inputs, 0.0)
+    for token in range(len(x)):
+        rows = read.new_zeros(read.shape[1], *read.shape)
+        rows[:, token] = torch.eye(read.shape[1], dtype=read.dtype, device=read.device)
+        (gradients,) = torch.func.vmap(pull_back)(rows)
         for name, gradient in gradients.items():
-            squares[name] += float(gradient.square().sum())
-    return {name: math.sqrt(square) for name, square in squares.items()}
+            m = gradient.flatten(1)
+            squares[name] += float((m * (w_o @ w_o.T @ m)).sum())
+    of_w_o = math.sqrt(w_o.shape[1]) * float(read.detach().norm())
+    return {name: math.sqrt(square) for name, square in squares.items()} | {"W_O": of_w_o}
 
 
 def bounds(

@@ -205,7 +205,7 @@ class DiagnoseConfig:
     """Steps between two measurements. None: only at the steps of `at`."""
     at: tuple[int, ...] = (1,)
     """Steps that are measured besides, counted from 1."""
-    sequences: int = 8
+    sequences: int = 4
     """Held-out sequences that the probes read, over all ranks."""
     layers: tuple[int, ...] = ()
     """Blocks whose numbers are kept, counted from 1. Empty: all."""
