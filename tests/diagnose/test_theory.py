@@ -63,7 +63,7 @@ def test_the_corrected_bounds_hold(
 
 
 def test_the_printed_bounds_of_pre_norm_do_not() -> None:
-    """paper.md B.5: with s=4, d=64, d_k=8 they are exceeded several times."""
+    """With s=4, d=64, d_k=8 they are exceeded several times: the proofs take ||X_N|| = sqrt(s)."""
     x, weights = example(4, 64, 8)
     measured, (printed, _) = jacobian_norms("pre-norm", x, weights), bounds("pre-norm", x, weights)
     assert all(measured[name] > 2 * printed[name] for name in ("W_Q", "W_V"))

@@ -55,7 +55,7 @@ class AttentionLogits(Probe):
 
     Wortsman et al. 2023 (arXiv 2309.14322). Where q and k are normed, beside the bound that their
     norms set: ||q|| ||k|| / sqrt(d_head) at most, sqrt(d_head) x gains for norms per head
-    (norm_zoo A.1.2, no. 7); rotation does not change it.
+    (a full-width norm leaves a head more); rotation does not change it.
     """
 
     name = "attention-logits"

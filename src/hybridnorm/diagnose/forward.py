@@ -91,8 +91,8 @@ class StreamNormJacobian(Probe):
     passes (a post-norm, or an input norm that the skip carries). It is the Jacobian of RMSNorm
     across directions other than the stream's own. Analytic: the same where every branch adds an
     uncorrelated vector of RMS 1 to a stream that enters with RMS 1; for Post-Norm with skip scale
-    a it is KEEL's (a / sqrt(a^2 + 1))^n for n norms (arXiv 2601.19895; norm_zoo A.6, D). The norm
-    before the head is not counted.
+    a it is KEEL's (a / sqrt(a^2 + 1))^n for n norms (arXiv 2601.19895). The norm before the head
+    is not counted.
     """
 
     name = "stream-norm-jacobian"
@@ -142,8 +142,8 @@ class NormGains(Probe):
     """Mean, smallest and largest |gain| of every norm, and of every learned scale.
 
     Sublayer is the module's name in its block, such as attention.branch.q_norm; of zero-centred
-    gains, 1 + weight. norm_zoo D has no definition; norm_zoo A.6 (2) says why: gains on the stream
-    are decayed, and shrink it.
+    gains, 1 + weight. No paper defines it: the authors' code decays gains, those on the stream,
+    too, and so shrinks it.
     """
 
     name = "gains"

@@ -53,8 +53,7 @@ class FeedForwardGradients(_GradientNorms):
 class AttentionGradients(_GradientNorms):
     """||dL/dW||_2 of the matrices of a block's attention (q, k, v, o) together, before clipping.
 
-    As `gradients-ffn`, for the other sublayer (norm_zoo D, "per-layer gradient norm"). Beside it,
-    the norm of each matrix.
+    As `gradients-ffn`, for the other sublayer. Beside it, the norm of each matrix.
     """
 
     name = "gradients-attention"

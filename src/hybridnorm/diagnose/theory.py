@@ -32,7 +32,7 @@ Weights = dict[str, Tensor]
 class Theorems(Probe):
     """||dS/dW||_F of single-head attention S with respect to W_Q, W_K, W_V, W_O, and its bounds.
 
-    Theorems 1 and 2 of the HybridNorm paper (App. B, Eq. 30-41; paper.md B.5): Pre-Norm reads
+    Theorems 1 and 2 of the HybridNorm paper (App. B, Eq. 30-41): Pre-Norm reads
     X_N = RMSNorm(X) and norms nothing more, with QK-norm it norms X_N W_Q and X_N W_K, QKV-norm
     reads X itself and norms X W_Q, X W_K and X W_V; no mask, no rotation, gains of 1. X is the
     stream that enters the middle block, at 8 tokens of held-out text, the weights are those of that
