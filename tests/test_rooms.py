@@ -11,6 +11,8 @@ FLOORS = (
     "text",
     "terminal",
     "files",
+    "charts",
+    "html_page",
     "processes",
     "ranges",
     "strict_toml",
@@ -19,6 +21,7 @@ FLOORS = (
     "data",
     "recipe",
     "train",
+    "diagnose",
     "study",
 )
 BESIDE = {"interop": "train"}  # rooms that stand on a floor of their own

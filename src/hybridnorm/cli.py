@@ -128,6 +128,28 @@ class Inspect:
     """Directory of a run, or a folder of transformers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Look into a model with probes, and gather what they find in one page.
+
+    A recipe is diagnosed at initialization; a run at a checkpoint, beside what its `[diagnose]`
+    recorded; a study by what its runs recorded, arm beside arm.
+    """
+
+    target: Positional[str] = "demo"
+    """A built-in recipe or a .toml file, the directory of a run, or the folder of a study."""
+    probes: tuple[str, ...] = ()
+    """Probes. None named: all of those that need no training of their own."""
+    list: bool = False
+    """Only list the probes."""
+    checkpoint: str = "last"
+    """Of a run: last, best (lowest held-out loss), or a step."""
+    out: Path | None = None
+    """Folder of the page. None: diagnose/ in the run or study, diagnose/<recipe>-<placement>-seed
+    <seed> for a recipe."""
+    config: Annotated[RecipeFields, tyro.conf.arg(name="")]
+
+
 def _train(argv: Sequence[str]) -> None:
     line = split_overrides(argv, Train, "recipe", _is_file_or(builtin()))
     name = "demo" if line.positional is None else line.positional
@@ -141,9 +163,11 @@ def _train(argv: Sequence[str]) -> None:
     from hybridnorm.train import set_up_process
 
     set_up_process(recipe.train)
+    from hybridnorm.diagnose import probing_hooks
     from hybridnorm.train import end_rank, train
 
-    stopped_by = train(recipe, run_dir, resume=args.resume, force=args.force)
+    hooks = probing_hooks(recipe)
+    stopped_by = train(recipe, run_dir, resume=args.resume, force=args.force, hooks=hooks)
     end_rank(128 + stopped_by if stopped_by else 0)
 
 
@@ -224,6 +248,24 @@ def _inspect(argv: Sequence[str]) -> None:
     inspect(args.path)
 
 
+def _diagnose(argv: Sequence[str]) -> None:
+    line = split_overrides(argv, Diagnose, "target", _is_file_or(builtin()))
+    target = line.positional or "demo"
+    folder = Path(target).is_dir()
+    default = Diagnose(target=target, config=load_fields("demo" if folder else target))
+    args = parse_options(Diagnose, "diagnose", line.options, default)
+    from hybridnorm.diagnose import diagnose, listing
+
+    if args.list:
+        print(listing())
+        return
+    from hybridnorm.train import end_rank
+
+    probes = args.probes or default.config.diagnose.probes
+    diagnose(target, line.overrides, probes, checkpoint=args.checkpoint, out=args.out)
+    end_rank(0)
+
+
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
     "prepare": ("turn text into token shards, once and in parallel", _prepare),
@@ -232,6 +274,7 @@ VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "export": ("a run as a folder that Hugging Face transformers loads", _export),
     "import": ("a model from elsewhere as a run", _import),
     "inspect": ("what a run or a model folder holds", _inspect),
+    "diagnose": ("see why a placement trains well or badly: probes on a model or a run", _diagnose),
     "show": ("equations, facts and drawing of a placement", _show),
 }
 

@@ -174,6 +174,26 @@ class ScheduleConfig(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig(Ranged):
+    """What is measured of the model along the run, and when; no number of the run changes."""
+
+    probes: tuple[str, ...] = ()
+    """Probes (`hybridnorm diagnose --list` shows them); their tables are in <run>/diagnose/."""
+    every: Count | None = 100
+    """Steps between two measurements. None: only at the steps of `at`."""
+    at: tuple[Count, ...] = (1,)
+    """Steps that are measured besides, counted from 1."""
+    sequences: Count = 4
+    """Held-out sequences that the probes read, over all ranks."""
+    layers: tuple[Count, ...] = ()
+    """Blocks whose numbers are kept, counted from 1. Empty: all."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` (from 1) is measured."""
+        return step in self.at or (self.every is not None and step % self.every == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Ranged):
     """Everything that determines a run."""
 
@@ -185,9 +205,14 @@ class Recipe(Ranged):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (last := max(self.diagnose.layers, default=0)) > self.model.n_layers:
+            raise HybridNormError(
+                f"diagnose.layers: there is no block {last}; the model has {self.model.n_layers}"
+            )
         train, schedule = self.train, self.schedule
         if {train.tokens, schedule.warmup_tokens, schedule.decay_tokens} != {None}:
             return  # checked once they are steps

@@ -65,7 +65,8 @@ def split_overrides(
         option, equals, inline = word.partition("=")
         option = option.replace("_", "-")
         if option in own:
-            taken = 0 if own[option] is bool or equals else 1
+            wanted = len(words) if _is_open(own[option], grid=False) else 1
+            taken = 0 if own[option] is bool or equals else wanted
             options += [word, *words[:taken]]
             names += words[taken:]
         elif option in known:

@@ -60,13 +60,15 @@ class MicroBatches:
         for first in range(start, start + self.share, self.micro):
             yield self._batch(self.batches.rows(step, first, first + self.micro))
 
-    def held_out(self, tokens: Mixture, limit: int, part: int) -> Iterator[tuple[Batch, int]]:
-        """Every other one, from `part` on, of the first `limit` held-out sequences.
+    def held_out(
+        self, tokens: Mixture, limit: int, which: slice = slice(None)
+    ) -> Iterator[tuple[Batch, int]]:
+        """Those that `which` takes of `limit` held-out sequences, at most.
 
         Yields batches, and how many rows of each count. Every rank gets as many batches as the
         others; a surplus one counts nothing.
         """
-        ids, targets = (windows[part::2] for windows in tokens.windows(self.batches.seq_len, limit))
+        ids, targets = (part[which] for part in tokens.windows(self.batches.seq_len, limit))
         stride = self.micro * self.world.data_size
         for first in range(self.world.data_rank * self.micro, len(ids), stride):
             rows = slice(first, first + self.micro)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from hybridnorm.recipe import Recipe, load_recipe
 from hybridnorm.terminal import Screen
 from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
 from hybridnorm.train.checkpoint import list_checkpoints
-from hybridnorm.train.hooks import imported_hooks
+from hybridnorm.train.hooks import Hook, imported_hooks
 from hybridnorm.train.loop import Trainer
 from hybridnorm.train.optim import decay_groups, decay_table
 from hybridnorm.train.preflight import check_memory, preflight
@@ -41,12 +42,20 @@ from hybridnorm.train.run_dir import (
 from hybridnorm.train.world import World, open_world
 
 
-def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, force: bool = False) -> int:
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    hooks: Sequence[Hook] = (),
+) -> int:
     """Train one model into `run_dir`, on all ranks that torchrun started.
 
     Args:
         resume: continue the run there from its newest checkpoint.
         force: start even where the estimated memory exceeds what is free.
+        hooks: what watches the run beside the recipe's own.
 
     Returns:
         0, or the number of the signal that stopped the run early; it is saved then.
@@ -62,11 +71,17 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, force: bool = 
     check_installed(recipe.train.trackers)
     imported_hooks(recipe)
     with open_world(recipe.train.device, recipe.parallel) as world:
-        return train_on(world, recipe, run_dir, resume=resume, force=force)
+        return train_on(world, recipe, run_dir, resume=resume, force=force, hooks=hooks)
 
 
 def train_on(
-    world: World, recipe: Recipe, run_dir: Path, *, resume: bool = False, force: bool = False
+    world: World,
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    hooks: Sequence[Hook] = (),
 ) -> int:
     """`train` on ranks that are joined already; every rank calls it."""
     console = _TrainingConsole(quiet=not world.is_main)
@@ -84,24 +99,24 @@ def train_on(
     if not force:
         world.gather(lambda: check_memory(facts.memory, world.device))
     model = build_model(recipe, chosen, world)
+    trainer = Trainer(recipe, model, data, run_dir, world)
     console.print(f"{run_dir} on {world.size} x {world.device}", style="bold")
     facts.print(console)
     console.print(decay_table(decay_groups(model, recipe.optimizer)))
     with ExitStack() as stack:
         world.on_main(lambda: stack.enter_context(owned(run_dir, resume=resume)))
-        trainer = Trainer(recipe, model, data, run_dir, world)
         changed = changes(before, recipe) if _resumed(trainer, resume, console) else {}
         for name, (old, new) in changed.items():
             console.print(f"{name}: {new} from step {trainer.step + 1} on, {old} before")
         world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
         trainer.run(
-            reporting_hooks(recipe, run_dir, world, console, imported_hooks(recipe)),
+            reporting_hooks(recipe, run_dir, world, console, [*hooks, *imported_hooks(recipe)]),
             lambda line: console.print(line),
             **({"changed": changed} if changed else {}),
         )
-    if trainer.step < recipe.train.steps:
+    if trainer.stopped_by:
         console.print(f"stopped at step {trainer.step}; continue with --resume")
-    return trainer.stop if trainer.step < recipe.train.steps else 0
+    return trainer.stopped_by
 
 
 def _resumed(trainer: Trainer, resume: bool, console: Console) -> bool:
