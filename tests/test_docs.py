@@ -22,7 +22,7 @@ PAGES = {
 }
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 RECIPE = r"(?:model|data|train|optimizer|schedule|parallel|diagnose)\.[a-z][\w-]*"
-VERBS = ("train", "prepare", "generate", "study", "diagnose", "show")
+VERBS = ("train", "prepare", "generate", "study", "diagnose", "export", "import", "inspect", "show")
 
 
 class Block(NamedTuple):

@@ -47,6 +47,9 @@ class TextTokenizer(Protocol):
         """How many characters, white space aside, no token stands for."""
 
     def save(self, folder: Path) -> None: ...
+    def fast(self) -> Tokenizer:
+        """The same as a tokenizer of the `tokenizers` library, which adds no token of its own."""
+        ...
 
 
 class ByteTokenizer:
@@ -69,6 +72,21 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         (folder / BYTE).touch()
+
+    def fast(self) -> Tokenizer:
+        vocabulary = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        tokenizer = Tokenizer(models.BPE(vocabulary, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([END_OF_DOCUMENT])
+        return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """The letter that byte-level BPE has for each byte (GPT-2's): itself where that is visible."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    invisible = [byte for byte in range(256) if byte not in visible]
+    return [chr(b) if b in visible else chr(256 + invisible.index(b)) for b in range(256)]
 
 
 class JsonTokenizer:
@@ -100,15 +118,15 @@ class JsonTokenizer:
             raise HybridNormError(
                 f"tokenizer: {where} has the id {self.vocab_size - 1}; ids lie below {MAX_VOCAB}"
             )
-        found = {end: self.tokenizer.token_to_id(end) for end in ends}
-        self._end = next((end for end, id_ in found.items() if id_ is not None), "")
-        if not self._end:
+        ids = ((end, self.tokenizer.token_to_id(end)) for end in ends)
+        found = [(end, id_) for end, id_ in ids if id_ is not None]
+        if not found:
             special = [t.content for t in self.tokenizer.get_added_tokens_decoder().values()]
             raise HybridNormError(
                 f"end_of_document: {where} has no {' or '.join(ends)}; name the token that ends a "
                 f"document; {nearest(ends[0], special)}"
             )
-        self.end_of_document: int = found[self._end]
+        self._end, self.end_of_document = found[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         try:
@@ -145,7 +163,7 @@ class JsonTokenizer:
     @cached_property
     def _unknown(self) -> int | None:
         """The id of the token that stands for what has none."""
-        model: dict[str, Any] = json.loads(self._text)["model"]
+        model: dict[str, Any] = json.loads(self.tokenizer.to_str())["model"]
         name = model.get("unk_token")
         return model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
 
@@ -158,6 +176,11 @@ class JsonTokenizer:
     def save(self, folder: Path) -> None:
         write_whole(folder / CONFIG, json.dumps({"eos_token": self._end}, indent=1))
         write_whole(folder / JSON, self._text)  # last: with it the tokenizer is there
+
+    def fast(self) -> Tokenizer:
+        fast = Tokenizer.from_str(self.tokenizer.to_str())
+        fast.post_processor = None  # may put a token before every text
+        return fast
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:

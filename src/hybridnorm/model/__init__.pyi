@@ -1,4 +1,5 @@
 from .config import ModelConfig as ModelConfig
+from .config import SamplingConfig as SamplingConfig
 from .config import preset as preset
 from .flops import ParameterCounts as ParameterCounts
 from .flops import block_matrices as block_matrices
@@ -7,6 +8,7 @@ from .flops import flops_per_token as flops_per_token
 from .flops import norm_width as norm_width
 from .flops import parameter_counts as parameter_counts
 from .initialization import scheme as scheme
+from .initialization import standard_deviation as standard_deviation
 from .kernels import GroupedLinear as GroupedLinear
 from .kernels import grouped_linear as grouped_linear
 from .kernels.chunks import chunk_rows as chunk_rows

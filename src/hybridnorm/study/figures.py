@@ -90,9 +90,9 @@ def _final(study: Study, found: Sequence[Arm]) -> Figure:
     by_seed: dict[object, list[tuple[float, int]]] = {}
     for index, arm in enumerate(found):
         for result in arm.best:
-            if result.val_loss is not None:
-                by_seed.setdefault(result.seed, []).append((result.val_loss, index))
-                axes.plot(result.val_loss, index, "o", color=COLOURS[index % 8], ms=6, alpha=0.8)
+            if (loss := result.held_out(arm.measure)) is not None:
+                by_seed.setdefault(result.seed, []).append((loss, index))
+                axes.plot(loss, index, "o", color=COLOURS[index % 8], ms=6, alpha=0.8)
         if arm.val_loss is not None:
             axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=COLOURS[index % 8])
     for points in by_seed.values():

@@ -108,7 +108,8 @@ def _reading(study: Study, found: Sequence[Arm]) -> list[str]:
     if found and found[0].settings:
         lines.append(
             "Each arm is judged at its own best setting of "
-            f"{', '.join(found[0].settings)}, chosen on the same held-out text."
+            f"{', '.join(found[0].settings)}, chosen on one half of the held-out text (every other "
+            "window) and compared on the other half."
         )
     return lines
 

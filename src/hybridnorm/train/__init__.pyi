@@ -9,6 +9,7 @@ from .checkpoint import training_state as training_state
 from .generation import generate_text as generate_text
 from .hooks import Hook as Hook
 from .hooks import State as State
+from .imported import write_imported as write_imported
 from .loop import Trainer as Trainer
 from .non_finite import first_nonfinite as first_nonfinite
 from .preflight import free_memory as free_memory
@@ -17,6 +18,8 @@ from .run import build_model as build_model
 from .run import train as train
 from .run import with_vocabulary as with_vocabulary
 from .run_dir import check_identity as check_identity
+from .trained import Trained as Trained
+from .trained import load_trained as load_trained
 from .world import World as World
 from .world import end_rank as end_rank
 from .world import open_world as open_world

@@ -11,11 +11,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hybridnorm.data import Mixture, Prepared, load_tokenizer, open_data, verify
+from hybridnorm.data import (
+    Mixture,
+    Prepared,
+    check_lengths,
+    load_tokenizer,
+    open_data,
+    verify,
+)
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer, parallelize
 from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.terminal import Screen
 from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
 from hybridnorm.train.checkpoint import list_checkpoints
 from hybridnorm.train.hooks import Hook, imported_hooks
@@ -80,6 +88,7 @@ def train_on(
     chosen = placement(recipe.model.placement)
     data = world.on_main(lambda: open_data(recipe.data, console=console))
     world.gather(lambda: verify(data, *world.node_share))
+    check_lengths(data, recipe.train.seq_len)
     recipe = with_vocabulary(recipe, data.tokenizer)
     threads = set_threads(recipe.train.threads)
     before = anchored(load_recipe(run_dir / "recipe.toml")) if resume else recipe
@@ -90,38 +99,39 @@ def train_on(
     if not force:
         world.gather(lambda: check_memory(facts.memory, world.device))
     model = build_model(recipe, chosen, world)
+    trainer = Trainer(recipe, model, data, run_dir, world)
     console.print(f"{run_dir} on {world.size} x {world.device}", style="bold")
     facts.print(console)
     console.print(decay_table(decay_groups(model, recipe.optimizer)))
     with ExitStack() as stack:
         world.on_main(lambda: stack.enter_context(owned(run_dir, resume=resume)))
-        trainer = Trainer(recipe, model, data, run_dir, world)
         changed = changes(before, recipe) if _resumed(trainer, resume, console) else {}
         for name, (old, new) in changed.items():
             console.print(f"{name}: {new} from step {trainer.step + 1} on, {old} before")
         world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
         trainer.run(
             reporting_hooks(recipe, run_dir, world, console, [*hooks, *imported_hooks(recipe)]),
-            lambda line: console.print(line, highlight=False, soft_wrap=True),
+            lambda line: console.print(line),
             **({"changed": changed} if changed else {}),
         )
-    if trainer.step < recipe.train.steps:
-        console.print(f"stopped at step {trainer.step}; continue with --resume", highlight=False)
-    return trainer.stop if trainer.step < recipe.train.steps else 0
+    if trainer.stopped_by:
+        console.print(f"stopped at step {trainer.step}; continue with --resume")
+    return trainer.stopped_by
 
 
 def _resumed(trainer: Trainer, resume: bool, console: Console) -> bool:
-    """Load the newest checkpoint where there is one, and say so where there is none."""
-    if not resume:
-        return False
-    if trainer.world.on_main(lambda: bool(list_checkpoints(trainer.run_dir))):
+    """Load the newest checkpoint where there is one, or else the weights to start from."""
+    start = trainer.recipe.train.start
+    if resume and trainer.world.on_main(lambda: bool(list_checkpoints(trainer.run_dir))):
         show_problems(trainer.resume(), console)
-    else:
+    elif start is not None:
+        show_problems(trainer.start(Path(start)), console)
+    elif resume:
         console.print(f"{trainer.run_dir}: no checkpoint yet; from step 1 on", style="yellow")
-    return True
+    return resume
 
 
-class _TrainingConsole(Console):
+class _TrainingConsole(Screen):
     """Where nobody reads on (`| head`), the run ends as if its terminal had gone: saved."""
 
     def on_broken_pipe(self) -> None:
