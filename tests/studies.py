@@ -24,11 +24,17 @@ MINI = """
 
 
 def fake_run(
-    folder: Path, name: str, losses: list[float], status: str = "finished", skipped: int = 0
+    folder: Path,
+    name: str,
+    losses: list[float],
+    status: str = "finished",
+    skipped: int = 0,
+    **held_out: float,
 ) -> None:
     """What a run leaves behind."""
     run_dir = folder / "runs" / name
     run_dir.mkdir(parents=True)
+    (run_dir / "recipe.toml").touch()
     writer = MetricsWriter(run_dir)
     writer.write(event="started", step=0, parameters=1000)
     for step, loss in enumerate(losses, start=1):
@@ -49,6 +55,7 @@ def fake_run(
             val_loss=losses[-1],
             val_perplexity=math.exp(losses[-1]),
             val_bits_per_byte=1.0,
+            **held_out,
         )
         writer.write(
             event="finished",

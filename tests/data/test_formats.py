@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,59 +17,21 @@ from hybridnorm.data.prepare.documents import Tally, cut_text, documents
 from hybridnorm.data.prepare.inputs import cut_units
 from hybridnorm.data.prepare.sources import find_sources
 from hybridnorm.errors import HybridNormError
+from text_files import (
+    LINES,
+    TEXTS,
+    read,
+    write_dataset,
+    write_gzip,
+    write_jsonl,
+    write_parquet,
+    write_txt,
+    write_zstd,
+)
 
-pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow")
 zstandard = pytest.importorskip("zstandard")
-TEXTS = [f"Document {i}: naïve ∂x 🙂\n\n{'words ' * (i % 50)}end" for i in range(300)]
-LINES = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS))
-
-
-def _jsonl(folder: Path) -> Path:
-    (folder / "t.jsonl").write_text(LINES)
-    return folder / "t.jsonl"
-
-
-def _txt(folder: Path) -> Path:
-    (folder / "t.txt").write_text("\n<|endoftext|>\n".join(TEXTS))
-    return folder / "t.txt"
-
-
-def _gzip(folder: Path) -> Path:
-    with gzip.open(folder / "t.json.gz", "wb") as file:
-        file.write(LINES.encode())
-    return folder / "t.json.gz"
-
-
-def _zstd(folder: Path) -> Path:
-    # Two frames one after the other, as parallel compressors write them.
-    half = LINES.index("\n", len(LINES) // 2) - 3
-    frames = (zstandard.ZstdCompressor().compress(s.encode()) for s in (LINES[:half], LINES[half:]))
-    (folder / "t.jsonl.zst").write_bytes(b"".join(frames))
-    return folder / "t.jsonl.zst"
-
-
-def _parquet(folder: Path) -> Path:
-    import pyarrow.parquet
-
-    table = pyarrow.table({"id": range(len(TEXTS)), "text": TEXTS})
-    pyarrow.parquet.write_table(table, folder / "t.parquet", row_group_size=70)
-    return folder / "t.parquet"
-
-
-def _dataset(folder: Path) -> Path:
-    datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(folder / "saved")
-    return folder / "saved"
-
-
-FORMATS = [_jsonl, _txt, _gzip, _zstd, _parquet, _dataset]
-
-
-def read(*names: object, tally: Tally | None = None, **fields: object) -> list[str]:
-    config = PrepareConfig(**{"bad_lines": "skip", **fields})  # type: ignore[arg-type]
-    units = cut_units(find_sources([str(name) for name in names]).sources)
-    tally = tally or Tally()
-    return [d.text for unit in units for d in documents(unit, config, tally)]
+FORMATS = [write_jsonl, write_txt, write_gzip, write_zstd, write_parquet, write_dataset]
 
 
 @pytest.mark.parametrize("write", FORMATS)
@@ -172,7 +133,7 @@ def test_a_line_that_is_not_utf8_is_passed_over(tmp_path: Path) -> None:
     assert [bad[:2] for _, bad in tally.first_corrupt] == [(2, "not UTF-8")]
 
 
-@pytest.mark.parametrize("write", [_jsonl, _gzip, _zstd])
+@pytest.mark.parametrize("write", [write_jsonl, write_gzip, write_zstd])
 def test_a_byte_order_mark_is_no_text(write: Callable[[Path], Path], tmp_path: Path) -> None:
     path = write(tmp_path)
     marked = codecs.BOM_UTF8 + LINES.encode()
@@ -226,7 +187,7 @@ def test_a_frame_with_the_largest_window_is_read(tmp_path: Path) -> None:
         assert read(tmp_path / "t.jsonl.zst") == TEXTS
 
 
-@pytest.mark.parametrize("write", [_gzip, _zstd])
+@pytest.mark.parametrize("write", [write_gzip, write_zstd])
 @pytest.mark.parametrize("damage", ["cut off", "flipped"])
 def test_a_corrupt_compressed_file(
     write: Callable[[Path], Path], damage: str, tmp_path: Path
@@ -243,88 +204,9 @@ def test_a_corrupt_compressed_file(
     assert tally.first_corrupt[-1][1].line > 1 or tally.corrupt == 1
 
 
-def test_of_corrupt_parquet_the_other_row_groups_are_read(tmp_path: Path) -> None:
-    path = _parquet(tmp_path)  # row groups of 70
-    with pytest.raises(HybridNormError, match=r"no column 'body', only id, text"):
-        read(path, text_field="body")
-    data = bytearray(path.read_bytes())
-    data[40:1500] = bytes(1460)
-    path.write_bytes(data)
-    tally = Tally()
-    assert read(path, tally=tally) == TEXTS[70:] and tally.corrupt == 70
-    assert "row group 0 is corrupt from here on" in tally.first_corrupt[0][1].reason
-    path.write_bytes(b"no parquet")
-    with pytest.raises(HybridNormError, match=r"t\.parquet is not a parquet file"):
-        read(path)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "dataset"])
-def test_an_invalid_row_is_one_row(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    texts = [f"text {i}".encode() for i in range(3010)]
-    texts[9] = b"not UTF-8 \xff"
-    column = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
-    _write_column(column, kind, tmp_path / "t.parquet")
-    tally = Tally()
-    found = read(tmp_path / "t.parquet", tally=tally)
-    assert found == [text.decode() for text in texts if text != texts[9]]
-    assert [bad.line for _, bad in tally.first_corrupt] == [10] and tally.corrupt == 1
-    assert "UTF8" in tally.first_corrupt[0][1].reason
-
-
-def test_offsets_of_a_dataset_are_never_pointers(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    offsets = np.array([0, 3, 6, 9, 1 << 30, 15], dtype=np.int32)
-    buffers = [None, pyarrow.py_buffer(offsets.tobytes()), pyarrow.py_buffer(b"abc" * 5)]
-    column = pyarrow.Array.from_buffers(pyarrow.string(), 5, buffers)
-    _write_column(column, "dataset", tmp_path / "t")
-    tally = Tally()
-    assert read(tmp_path / "t", tally=tally) == ["abc", "abc", "abc"] and tally.corrupt == 2
-
-
-def test_a_dataset_reads_its_own_files_alone(tmp_path: Path) -> None:
-    path = _dataset(tmp_path)
-    for table in path.glob("*.arrow"):
-        table.rename(tmp_path / "elsewhere.arrow")
-    state = json.loads((path / "state.json").read_text())
-    state["_data_files"] = [{"filename": "../elsewhere.arrow"}]
-    (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(HybridNormError, match=r"damaged dataset: it names .*elsewhere"):
-        read(path)
-    (path / "state.json").write_text("[]")
-    with pytest.raises(HybridNormError, match="is a damaged dataset"):
-        read(path)
-
-
-def _write_column(column: object, kind: str, path: Path) -> None:
-    """As a parquet file, or as what `Dataset.save_to_disk` writes."""
-    import pyarrow.parquet
-
-    table = pyarrow.table({"text": column})
-    if kind == "parquet":
-        pyarrow.parquet.write_table(table, path)
-        return
-    import datasets
-
-    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(path)
-    (data,) = path.glob("*.arrow")
-    with pyarrow.OSFile(str(data), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
-        out.write_table(table)
-
-
-def test_null_rows_are_corrupt(tmp_path: Path) -> None:
-    import pyarrow.parquet
-
-    table = pyarrow.table({"text": ["a", None, "b"]})
-    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    tally = Tally()
-    assert read(tmp_path / "t.parquet", tally=tally) == ["a", "b"]
-    assert [bad[:2] for _, bad in tally.first_corrupt] == [(2, "'text' is not a string")]
-
-
 @pytest.mark.parametrize(
     ("extra", "write", "module"),
-    [("parquet", _parquet, "pyarrow.parquet"), ("zstd", _zstd, "zstandard")],
+    [("parquet", write_parquet, "pyarrow.parquet"), ("zstd", write_zstd, "zstandard")],
 )
 def test_a_missing_extra_names_the_command(
     extra: str,

@@ -8,42 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from hybridnorm.data.config import DataConfig, PrepareConfig
 from hybridnorm.data.dataset import Tokens
-from hybridnorm.data.manifest import Manifest
 from hybridnorm.data.prepare import inputs
 from hybridnorm.data.prepare.folder import open_data, prepare_folder
 from hybridnorm.data.prepare.sources import find_sources
-from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer, load_tokenizer
+from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer
 from hybridnorm.errors import HybridNormError
-
-QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_SMALLEST", 8000)
-    monkeypatch.setattr(inputs, "_LARGEST", 8000)
-
-
-def make(source: object, out: Path, workers: int = 1, **fields: object) -> Manifest:
-    small = {} if "tokenizer" in fields else {"tokenizer_vocab_size": 300}
-    config = PrepareConfig(**{**small, **fields})  # type: ignore[arg-type]
-    found = find_sources([str(source)], config.validation)
-    return prepare_folder(found, out, config, workers=workers, console=QUIET)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def texts_of(folder: Path, split: str) -> list[str]:
-    tokens, tokenizer = Tokens(folder, split), load_tokenizer(folder)  # type: ignore[arg-type]
-    ids = tokens.slice(0, tokens.n_tokens)
-    pieces = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_document) + 1)[:-1]
-    return [tokenizer.decode(piece[:-1].tolist()) for piece in pieces]
+from prepared_sets import QUIET, content, make, texts_of
 
 
 def expected(source: Path, held_out: bool) -> list[str]:
@@ -60,10 +33,10 @@ def test_nothing_is_lost_between_text_and_tokens(
     for split, held_out in (("train", False), ("validation", True)):
         kept = expected(corpus / "text.jsonl", held_out)
         assert texts_of(tmp_path / "out", split) == kept
-        record = manifest.split(split)  # type: ignore[arg-type]
+        record = manifest.split(split)
         assert record.documents == len(kept)
         assert record.text_bytes == sum(len(text.encode()) for text in kept)
-        tokens = Tokens(tmp_path / "out", split)  # type: ignore[arg-type]
+        tokens = Tokens(tmp_path / "out", split)
         assert tokens.tokens_per_byte == pytest.approx(tokens.n_tokens / record.text_bytes)
     parts = sorted((tmp_path / "out").glob("train-*.bin"))
     whole = np.concatenate([np.fromfile(part, "<u2") for part in parts])
@@ -186,7 +159,7 @@ def test_what_was_skipped_is_fatal_when_asked(tmp_path: Path, small_units: None)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybridnorm.data.prepare.folder._manifest", interrupted)
+        patch.setattr("hybridnorm.data.prepare.folder.write_manifest", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
     with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
@@ -295,7 +268,7 @@ def test_the_verb_names_what_is_missing(cli: object) -> None:
     for argv, message in (
         (["prepare", "demo"], "--out"),
         (["prepare", "--out", "x"], "name demo, a file, a folder or a glob"),
-        (["prepare", "demo", "--out", "x", "--workers", "0"], "workers: must be at least 1"),
+        (["prepare", "demo", "--out", "x", "--workers", "0"], "workers: must be from 1 to 1,024"),
         (["prepare", "demo", "--out", "x", "--max-chars", "0"], "max_chars: must be at least 1"),
     ):
         result = cli(*argv)  # type: ignore[operator]

@@ -1,15 +1,18 @@
-"""A prepared folder that someone else made, or a damaged one: one line, and nothing else is read."""
+"""A prepared folder that someone else made, or a damaged one: one line, nothing else is read."""
 
 import json
 import os
 import resource
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from hybridnorm.data.config import DataConfig
@@ -41,6 +44,15 @@ def refused(folder: Path) -> str:
         verify(open_prepared([folder]))
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     return str(caught.value)
+
+
+def edit(folder: Path, change: Callable[[Table], object]) -> None:
+    """As someone does who knows the format."""
+    path = folder / "manifest.json"
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+    (folder / "manifest.sha256").write_text(checksum(path))
 
 
 def set_to(dotted: str, value: object) -> Callable[[Table], None]:
@@ -90,11 +102,29 @@ SHARD = "splits.train.shards.0.file"
 def test_a_manifest_is_read_strictly(
     change: Callable[[Table], object], message: str, folder: Path
 ) -> None:
-    path = folder / "manifest.json"
-    table = json.loads(path.read_text())
-    change(table)
-    path.write_text(json.dumps(table))
+    edit(folder, change)
     assert message in refused(folder)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_no_flipped_bit_of_a_manifest_is_taken_for_content(
+    intact: Path, data: st.DataObject
+) -> None:
+    content = (intact / "manifest.json").read_bytes()
+    flipped = bytearray(content)
+    flipped[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with tempfile.TemporaryDirectory() as copy:
+        folder = Path(copy, "set")
+        shutil.copytree(intact, folder)
+        (folder / "manifest.json").write_bytes(flipped)
+        assert "wrong checksum" in refused(folder)
+
+
+def test_a_set_from_before_manifests_had_checksums(folder: Path) -> None:
+    (folder / "manifest.sha256").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    verify(open_prepared([folder]))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +137,7 @@ def test_a_manifest_is_read_strictly(
 )
 def test_a_manifest_that_is_none(content: bytes, folder: Path) -> None:
     (folder / "manifest.json").write_bytes(content)
+    (folder / "manifest.sha256").write_text(checksum(folder / "manifest.json"))
     assert "manifest.json" in refused(folder)
 
 
@@ -139,10 +170,7 @@ def test_ids_beyond_the_vocabulary(folder: Path) -> None:
     ids = np.fromfile(shard, "<u2")
     ids[len(ids) // 2] = 300
     shard.write_bytes(ids.tobytes())
-    manifest = folder / "manifest.json"
-    table = json.loads(manifest.read_text())
-    table["splits"]["train"]["shards"][0]["sha256"] = checksum(shard)
-    manifest.write_text(json.dumps(table))
+    edit(folder, set_to("splits.train.shards.0.sha256", checksum(shard)))
     assert "holds the id 300, beyond the 300 of its tokenizer" in refused(folder)
 
 
@@ -161,22 +189,22 @@ def test_a_folder_named_twice(folder: Path) -> None:
 
 
 def test_shards_need_no_descriptors(folder: Path, tmp_path: Path) -> None:
-    manifest = folder / "manifest.json"
-    table = json.loads(manifest.read_text())
-    record = table["splits"]["train"]
-    (shard,) = record["shards"]
-    record["shards"] = []
-    for number in range(1, 201):
-        shutil.copy(folder / shard["file"], folder / f"train-{number:05d}.bin")
-        record["shards"].append({**shard, "file": f"train-{number:05d}.bin"})
-    record["tokens"] *= 200
-    manifest.write_text(json.dumps(table))
+    def repeat(table: Table) -> None:
+        record = table["splits"]["train"]
+        (shard,) = record["shards"]
+        names = [f"train-{number:05d}.bin" for number in range(1, 201)]
+        for name in names:
+            shutil.copy(folder / shard["file"], folder / name)
+        record["shards"] = [{**shard, "file": name} for name in names]
+        record["tokens"] *= 200
+
+    edit(folder, repeat)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
     try:
         verify(open_prepared([folder]))
         tokens = Tokens(folder, "train")
-        assert len(tokens.slice(0, tokens.n_tokens)) == record["tokens"]
+        assert len(tokens.slice(0, tokens.n_tokens)) == tokens.n_tokens
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 

@@ -3,19 +3,14 @@
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from command_line import Cli
-from hybridnorm.data.config import PrepareConfig
-from hybridnorm.data.dataset import Tokens
-from hybridnorm.data.prepare.folder import prepare_folder
 from hybridnorm.data.prepare.sources import find_sources, split_of
-from hybridnorm.data.tokenizer import load_tokenizer
 from hybridnorm.errors import HybridNormError
+from prepared_sets import make, texts_of
 
 
 @pytest.fixture(autouse=True)
@@ -171,40 +166,29 @@ def test_inputs_that_are_not_there(name: str, message: str) -> None:
         taken(name)
 
 
-def texts_of(folder: Path, split: str) -> Iterable[str]:
-    tokens, tokenizer = Tokens(folder, split), load_tokenizer(folder)  # type: ignore[arg-type]
-    return tokenizer.decode(tokens.slice(0, tokens.n_tokens).tolist())
-
-
-def prepare(out: Path, *inputs: str, **fields: object) -> None:
-    config = PrepareConfig(tokenizer="byte", **fields)  # type: ignore[arg-type]
-    found = find_sources(inputs, config.validation)
-    prepare_folder(found, out, config, workers=1, console=Console(quiet=True))
-
-
 def test_splits_become_splits(here: Path) -> None:
     write("d/train.jsonl", "d/test.jsonl", "d/dev.jsonl")
-    prepare(here / "out", "d")
-    assert texts_of(here / "out", "train") == "d/train.jsonl"
-    assert texts_of(here / "out", "validation") == "d/dev.jsonl"
+    make("d", here / "out", tokenizer="byte")
+    assert texts_of(here / "out", "train") == ["d/train.jsonl"]
+    assert texts_of(here / "out", "validation") == ["d/dev.jsonl"]
     with pytest.raises(HybridNormError, match="another preparation"):
-        prepare(here / "out", "d/train.jsonl", "d/dev.jsonl")
+        make("d/*.jsonl", here / "out", tokenizer="byte")
     with pytest.raises(HybridNormError, match=r"validation_fraction: has no effect beside d/dev"):
-        prepare(here / "new", "d", validation_fraction=0.5)
+        make("d", here / "new", tokenizer="byte", validation_fraction=0.5)
     Path("d/dev.jsonl").write_text("\n")
     with pytest.raises(HybridNormError, match=r"d/dev\.jsonl: the validation split is empty"):
-        prepare(here / "new", "d")
+        make("d", here / "new", tokenizer="byte")
     with pytest.raises(HybridNormError, match=r"the train split is empty"):
-        prepare(here / "new", "d/train.jsonl", validation="d/train.jsonl")
+        make("d/train.jsonl", here / "new", tokenizer="byte", validation="d/train.jsonl")
     assert not (here / "new").exists()
 
 
 def test_of_equal_documents_the_held_out_one_stays(here: Path) -> None:
     for name in ("train", "validation"):
         Path(f"{name}.jsonl").write_text(f'{{"text": "both"}}\n{{"text": "{name}"}}\n')
-    prepare(here / "out", ".", dedup=True)
-    assert texts_of(here / "out", "train") == "train"
-    assert texts_of(here / "out", "validation") == "bothvalidation"
+    make(".", here / "out", tokenizer="byte", dedup=True)
+    assert texts_of(here / "out", "train") == ["train"]
+    assert texts_of(here / "out", "validation") == ["both", "validation"]
 
 
 def test_the_verb_lists_what_it_takes(cli: Cli, here: Path) -> None:

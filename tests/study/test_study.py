@@ -133,6 +133,24 @@ def test_each_arm_at_its_own_best_and_nothing_is_dropped(tmp_path: Path) -> None
     assert "http" not in resources and "<script" not in page
 
 
+def test_settings_are_chosen_on_one_half_of_the_held_out_text_and_compared_on_the_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(STUDY)
+    study = load_study(path)
+    for run in study.runs:
+        high = run.values["optimizer.lr"] == 1e-2
+        hybrid = run.values["model.placement"] == "hybridnorm"
+        comparing = 3.0 - 0.25 * hybrid + 0.5 * high  # the better rate there is not asked for
+        halves = {"val_loss_choosing": 2.5 - high, "val_loss_comparing": comparing}
+        fake_run(tmp_path, run.name, [5.0, 2.0], **halves)
+    pre, hybrid = arms(study, read_results(study, tmp_path))
+    assert pre.settings == hybrid.settings == {"optimizer.lr": 1e-2}
+    assert pre.val_loss == 3.5 and hybrid.val_loss == 3.25
+    assert hybrid.comparison is not None and hybrid.comparison.mean == -0.25
+
+
 def test_reading_a_study_needs_no_torch() -> None:
     code = (
         "import sys; from hybridnorm.study import plan, report, results; "

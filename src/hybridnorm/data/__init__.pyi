@@ -4,6 +4,7 @@ from .manifest import checksum as checksum
 from .manifest import report as report
 from .mixture import Batches as Batches
 from .mixture import Mixture as Mixture
+from .mixture import check_lengths as check_lengths
 from .prepare.folder import open_data as open_data
 from .prepare.folder import prepare_folder as prepare_folder
 from .prepare.pool import cores as cores

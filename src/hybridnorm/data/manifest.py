@@ -1,22 +1,25 @@
 """What a prepared folder says about itself: read strictly, whoever wrote it."""
 
 import hashlib
+import json
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from hybridnorm.data.config import MAX_VOCAB
-from hybridnorm.errors import HybridNormError, check_at_least, naming
-from hybridnorm.files import read_json
+from hybridnorm.errors import HybridNormError, naming
+from hybridnorm.files import read_json, read_text, write_whole
+from hybridnorm.ranges import Count, Natural, Ranged
 from hybridnorm.strict_toml import build
 
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+"""The checksum of the manifest; older folders have none."""
 VERSION = 2
 WORK = "unfinished"
 Split = Literal["train", "validation"]
@@ -24,31 +27,30 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecord:
+class ShardRecord(Ranged):
     """A file of token ids."""
 
     file: str
-    tokens: int
+    tokens: Count
     sha256: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not re.fullmatch(rf"({'|'.join(SPLITS)})-\d+\.bin", self.file):
             raise HybridNormError(f"file: {self.file!r} is no name of a shard")
-        check_at_least(1, "tokens", self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitRecord:
+class SplitRecord(Ranged):
     """One split: what it was made from, and its files."""
 
-    tokens: int
-    documents: int
-    text_bytes: int
+    tokens: Count
+    documents: Count
+    text_bytes: Count
     shards: tuple[ShardRecord, ...]
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "documents", "text_bytes"):
-            check_at_least(1, name, getattr(self, name))
+        super().__post_init__()
         if (held := sum(shard.tokens for shard in self.shards)) != self.tokens:
             raise HybridNormError(f"tokens: {self.tokens}, but its shards hold {held}")
 
@@ -62,38 +64,39 @@ class Splits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRecord:
+class TokenizerRecord(Ranged):
     """The tokenizer that made the ids."""
 
     file: Literal["tokenizer.json", "tokenizer.byte"]
     sha256: str
-    vocab_size: int
-    end_of_document: int
+    vocab_size: Count
+    end_of_document: Natural
 
     def __post_init__(self) -> None:
-        if not 0 <= self.end_of_document < self.vocab_size <= MAX_VOCAB:
+        super().__post_init__()
+        if not self.end_of_document < self.vocab_size <= MAX_VOCAB:
             raise HybridNormError(
                 f"end_of_document: {self.end_of_document} of {self.vocab_size} ids cannot be"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
+class Counts(Ranged):
     """What was not taken as it was."""
 
-    duplicates: int
-    near_empty: int
-    over_long: int
-    corrupt: int
-    dropped_characters: int = 0
+    duplicates: Natural
+    near_empty: Natural
+    over_long: Natural
+    corrupt: Natural
+    dropped_characters: Natural = 0
     first_corrupt: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Ranged):
     """All that a prepared folder says about itself."""
 
-    version: int
+    version: Natural
     dtype: Literal["<u2", "<u4"]
     """Of the ids on disk."""
     tokenizer: TokenizerRecord
@@ -140,6 +143,9 @@ def read_manifest(folder: Path) -> Manifest:
         )
     own_file(folder, MANIFEST)
     try:
+        seal = folder / SEAL
+        if seal.exists() and read_text(own_file(folder, SEAL)) != checksum(path):
+            raise HybridNormError(f"{path} is damaged (wrong checksum)")
         table = read_json(path)
         if table.get("version") != VERSION:
             raise HybridNormError(f"{path} is of another version of hybridnorm")
@@ -147,6 +153,17 @@ def read_manifest(folder: Path) -> Manifest:
             return build(Manifest, table)
     except HybridNormError as error:
         raise HybridNormError(f"{error}; {remedy(folder)}") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write it and its checksum; a folder with it is complete.
+
+    Raises:
+        HybridNormError: it cannot be written.
+    """
+    content = json.dumps(asdict(manifest), indent=1)
+    write_whole(folder / SEAL, hashlib.sha256(content.encode()).hexdigest())
+    write_whole(folder / MANIFEST, content)
 
 
 def own_file(folder: Path, name: str) -> Path:
@@ -181,7 +198,7 @@ def report(folder: Path, manifest: Manifest) -> Table:
     splits = [vars(manifest.split(name)) for name in SPLITS]
     total = {k: sum(s[k] for s in splits) for k in ("documents", "tokens", "text_bytes")}
     columns = [*splits, total]
-    table = Table(title=escape(str(folder)), title_justify="left", caption_justify="left")
+    table = Table(title=str(folder), title_justify="left", caption_justify="left")
     for heading in ("", *SPLITS, "total"):
         table.add_column(heading, justify="right" if heading else "left")
     for title, key in (("documents", "documents"), ("tokens", "tokens"), ("bytes", "text_bytes")):
@@ -199,5 +216,5 @@ def report(folder: Path, manifest: Manifest) -> Table:
     if counts.dropped_characters:
         table.add_row("characters without a token", "", "", f"{counts.dropped_characters:,}")
     if lines := counts.first_corrupt:
-        table.caption = escape("\n".join(["first corrupt lines:", *lines]))
+        table.caption = "\n".join(["first corrupt lines:", *lines])
     return table

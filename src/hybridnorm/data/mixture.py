@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from hybridnorm.data.dataset import Ids, Tokens
-from hybridnorm.data.manifest import Split
+from hybridnorm.data.manifest import SPLITS, Split
 from hybridnorm.data.order import Interleaving, Permutation
 from hybridnorm.data.prepared import Prepared
 
@@ -69,6 +69,12 @@ class Mixture:
             )
             low, high = (middle, high) if fits else (low, middle - 1)
         return self.interleaving.counts(low)
+
+
+def check_lengths(data: Prepared, seq_len: int) -> None:
+    """Raise `HybridNormError` where a split of a set is shorter than one window."""
+    for split in SPLITS:
+        Mixture(data, split).n_windows(seq_len)
 
 
 class Batches:

@@ -118,15 +118,15 @@ class JsonTokenizer:
             raise HybridNormError(
                 f"tokenizer: {where} has the id {self.vocab_size - 1}; ids lie below {MAX_VOCAB}"
             )
-        found = {end: self.tokenizer.token_to_id(end) for end in ends}
-        self._end = next((end for end, id_ in found.items() if id_ is not None), "")
-        if not self._end:
+        ids = ((end, self.tokenizer.token_to_id(end)) for end in ends)
+        found = [(end, id_) for end, id_ in ids if id_ is not None]
+        if not found:
             special = [t.content for t in self.tokenizer.get_added_tokens_decoder().values()]
             raise HybridNormError(
                 f"end_of_document: {where} has no {' or '.join(ends)}; name the token that ends a "
                 f"document; {nearest(ends[0], special)}"
             )
-        self.end_of_document: int = found[self._end]
+        self._end, self.end_of_document = found[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         try:
@@ -163,7 +163,7 @@ class JsonTokenizer:
     @cached_property
     def _unknown(self) -> int | None:
         """The id of the token that stands for what has none."""
-        model: dict[str, Any] = json.loads(self._text)["model"]
+        model: dict[str, Any] = json.loads(self.tokenizer.to_str())["model"]
         name = model.get("unk_token")
         return model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
 

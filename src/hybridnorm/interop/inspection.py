@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from hybridnorm.data import load_tokenizer
@@ -12,6 +11,7 @@ from hybridnorm.files import read_json
 from hybridnorm.model import ModelConfig, parameter_counts
 from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import load_recipe
+from hybridnorm.terminal import Screen
 from hybridnorm.text import size
 from hybridnorm.train.checkpoint import list_checkpoints, read_meta
 from hybridnorm.train.preflight import (
@@ -41,7 +41,7 @@ def inspect(path: Path) -> None:
     table.add_column()
     for label, text in rows.items():
         table.add_row(label, text)
-    Console().print(table, highlight=False)
+    Screen().print(table)
 
 
 def _run(run_dir: Path) -> Iterator[tuple[str, str]]:

@@ -25,8 +25,8 @@ def recipe_file(folder: Path, run: Run) -> Path:
 
 
 def is_started(folder: Path, run: Run) -> bool:
-    """Whether a run may have written something."""
-    return (folder / "runs" / run.name).exists()
+    """Whether a run's directory is a run; one without a recipe is free."""
+    return (folder / "runs" / run.name / "recipe.toml").exists()
 
 
 def recorded_recipe(folder: Path, runs: Iterable[Run]) -> Recipe | None:

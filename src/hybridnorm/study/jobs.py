@@ -18,7 +18,7 @@ from rich.table import Table
 from hybridnorm.data import cores
 from hybridnorm.errors import HybridNormError
 from hybridnorm.processes import STARTED_BY
-from hybridnorm.study.folder import recipe_file
+from hybridnorm.study.folder import is_started, recipe_file
 from hybridnorm.study.plan import Run
 from hybridnorm.study.results import DONE, Result, number, read_result
 from hybridnorm.text import clock
@@ -100,7 +100,7 @@ def _start(run: Run, folder: Path, jobs: int) -> _Job:
     run_dir, log = folder / "runs" / run.name, folder / "logs" / f"{run.name}.log"
     command = [sys.executable, "-m", "hybridnorm", "train", str(recipe_file(folder, run))]
     command += ["--run-dir", str(run_dir)]
-    if (run_dir / "recipe.toml").exists():
+    if is_started(folder, run):
         command.append("--resume")
     shared = {"OMP_NUM_THREADS": str(threads(jobs)), STARTED_BY: str(os.getpid())}
     try:

@@ -106,8 +106,6 @@ def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]
     grid, common = (_fields(table.get(part, {}), part) for part in ("grid", "set"))
     apart = {"grid", "set", "baseline"}
     file = build(_File, {key: value for key, value in table.items() if key not in apart})
-    if twice := grid.keys() & common.keys():
-        raise HybridNormError(f"set.{min(twice)}: is in the grid, too; keep one")
     for dotted, value in overrides.items():
         if dotted in grid or isinstance(value, list):
             common.pop(dotted, None)

@@ -9,29 +9,13 @@ from typing import Any
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json, read_text, write_whole
+from hybridnorm.html_page import html_figure, html_page, html_table
 from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
 from hybridnorm.study.figures import figure_svg, figures, save_figures
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result, arm_columns, arms, runs_text
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.55 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-.verdict { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font: .85rem/1.5 system-ui, sans-serif; white-space: nowrap; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
-td { font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; background: white; border-radius: 6px; padding: .5rem; color: #333; }
-figure svg { width: 100%; height: auto; max-height: 34rem; }
-.drawings { display: flex; flex-wrap: wrap; gap: 1rem; }
-.drawings figure { margin: 0; } .drawings svg { height: 27rem; width: auto; max-width: 100%; }
-code, pre { font-size: .9rem; } pre { overflow-x: auto; padding: .8rem; background: #8882; }
-"""
 _CAPTIONS = {
     "training-loss": "Training loss. Line: mean over seeds; band: lowest to highest run.",
     "held-out-loss": "Loss on held-out text.",
@@ -49,26 +33,20 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
         f"<h1>{html.escape(study.title)}</h1>",
         f'<p class="verdict">{html.escape(verdict(study, found))}</p>',
         "<h2>Result</h2>",
-        _table(arm_columns(study, found)),
+        html_table(arm_columns(study, found)),
         *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
-        *(_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
+        *(html_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),
+        *_probes(folder),
         "<h2>Every run</h2>",
-        _table(_columns([result.row() for result in results])),
+        html_table(_columns([result.row() for result in results])),
         "<h2>Reproduce</h2>",
         f"<pre>{html.escape(_command(folder))}</pre>",
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(study.title)}</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(sections)
-        + "</body></html>"
-    )
     path = folder / "report.html"
-    write_whole(path, page)
+    write_whole(path, html_page(study.title, sections))
     return path
 
 
@@ -130,7 +108,8 @@ def _reading(study: Study, found: Sequence[Arm]) -> list[str]:
     if found and found[0].settings:
         lines.append(
             "Each arm is judged at its own best setting of "
-            f"{', '.join(found[0].settings)}, chosen on the same held-out text."
+            f"{', '.join(found[0].settings)}, chosen on one half of the held-out text (every other "
+            "window) and compared on the other half."
         )
     return lines
 
@@ -184,6 +163,15 @@ def _hardware(study: Study, folder: Path) -> str:
     return ""
 
 
+def _probes(folder: Path) -> Iterable[str]:
+    """What the runs' `[diagnose]` recorded, arm beside arm."""
+    if not any((folder / "runs").glob("*/diagnose")):
+        return ()
+    from hybridnorm.diagnose import probe_sections, recorded_probes  # torch
+
+    return probe_sections(recorded_probes(folder / "runs"), folder / "figures")
+
+
 def _command(folder: Path) -> str:
     with contextlib.suppress(HybridNormError):
         return read_text(folder / "command.txt").strip()
@@ -195,15 +183,3 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
         return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
     return {name: [text(row[name]) for row in rows] for name in rows[0]}
-
-
-def _table(columns: dict[str, list[str]]) -> str:
-    def row(cells: Iterable[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    body = "".join(row(cells, "td") for cells in zip(*columns.values(), strict=True))
-    return f'<div class="scroll"><table>{row(columns, "th")}{body}</table></div>'
-
-
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -12,7 +12,7 @@ from rich.table import Table
 from hybridnorm.errors import HybridNormError
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.statistics import Comparison, compare
-from hybridnorm.train.report import Metrics, read_metrics
+from hybridnorm.train.report import HALVES, METRICS, Metrics, read_metrics
 
 DONE = "finished", "diverged"  # nothing is left to train
 _SEED = "seed"
@@ -30,7 +30,14 @@ class Result:
     @property
     def val_loss(self) -> float | None:
         """The last held-out loss of a finished run."""
-        return _last_loss(self.metrics) if self.status == "finished" else None
+        return self.held_out("val_loss")
+
+    def held_out(self, loss: str) -> float | None:
+        """The last `loss` of a finished run: val_loss, or that of one of the `HALVES`."""
+        if self.status != "finished" or not self.metrics.evaluations:
+            return None
+        last = self.metrics.evaluations[-1]
+        return last.get(loss, last["val_loss"])
 
     @property
     def seed(self) -> int:
@@ -63,6 +70,7 @@ class Result:
             "val_loss": held_out.get("val_loss"),
             "val_perplexity": held_out.get("val_perplexity"),
             "val_bits_per_byte": held_out.get("val_bits_per_byte"),
+            **{half: held_out.get(half) for half in HALVES},
             "tokens_per_second": end.get("tokens_per_second"),
             "seconds": last.get("seconds"),
             "parameters": self.parameters,
@@ -78,6 +86,8 @@ class Arm:
     results: list[Result]
     best: list[Result]
     settings: Mapping[str, Any]
+    measure: str = "val_loss"
+    """The held-out loss that arms are compared by."""
     comparison: Comparison | None = None
 
     def count(self, status: str) -> int:
@@ -85,8 +95,8 @@ class Arm:
 
     @property
     def val_loss(self) -> float | None:
-        losses = [r.val_loss for r in self.best if r.val_loss is not None]
-        return fmean(losses) if losses else None
+        known = [loss for r in self.best if (loss := r.held_out(self.measure)) is not None]
+        return fmean(known) if known else None
 
     def mean(self, column: str) -> float | None:
         """Mean of a results.csv column over the finished runs that know it."""
@@ -112,7 +122,7 @@ def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
         crash: why its process ended, if it did; a run that is not done has crashed then.
     """
     try:
-        metrics = read_metrics(run_dir) if (run_dir / "metrics.jsonl").exists() else Metrics()
+        metrics = read_metrics(run_dir) if (run_dir / METRICS).exists() else Metrics()
     except HybridNormError as error:  # of this run: the others are as good as before
         return Result(run, Metrics(), "crashed", str(error))
     reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
@@ -131,21 +141,23 @@ def arms(study: Study, results: list[Result]) -> list[Arm]:
     """One arm per compared value, each at its own best setting of the other grid fields.
 
     Settings where a run diverged or is missing are best only if there is no complete one. The
-    seed is never a setting: pairs are matched on it.
+    seed is never a setting: pairs are matched on it. Where there are settings to choose, they are
+    chosen on one half of the held-out text, and the arms compared on the other.
     """
+    choosing, measure = HALVES if _settings(study) else ("val_loss", "val_loss")
     chosen = {}
     for value in study.arms:
         mine = [r for r in results if r.run.values[study.compare] == value]
-        chosen[value] = _best(study, mine)
-    baseline = _by_seed(chosen[study.baseline][1])
+        chosen[value] = _best(study, mine, choosing)
+    baseline = _by_seed(chosen[study.baseline][1], measure)
     found = []
     for value in study.arms:
         settings, best = chosen[value]
         mine = [r for r in results if r.run.values[study.compare] == value]
-        pairs = _by_seed(best)
+        pairs = _by_seed(best, measure)
         differences = [pairs[seed] - baseline[seed] for seed in pairs if seed in baseline]
         against = compare(differences) if differences and value != study.baseline else None
-        found.append(Arm(value, mine, best, settings, against))
+        found.append(Arm(value, mine, best, settings, measure, against))
     return found
 
 
@@ -208,14 +220,21 @@ def runs_text(arm: Arm) -> str:
     return ", ".join([*counts, f"{skipped} steps skipped"] if skipped else counts)
 
 
-def _best(study: Study, results: list[Result]) -> tuple[dict[str, Any], list[Result]]:
-    fields = [f for f in study.grid if f not in (study.compare, _SEED)]
+def _settings(study: Study) -> list[str]:
+    """What an arm may choose for itself."""
+    return [f for f in study.grid if f not in (study.compare, _SEED)]
+
+
+def _best(
+    study: Study, results: list[Result], choosing: str
+) -> tuple[dict[str, Any], list[Result]]:
+    fields = _settings(study)
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         groups.setdefault(tuple(result.run.values[f] for f in fields), []).append(result)
 
     def rank(key: tuple[Any, ...]) -> tuple[int, float]:
-        losses = [r.val_loss for r in groups[key]]
+        losses = [r.held_out(choosing) for r in groups[key]]
         known = [loss for loss in losses if loss is not None]
         return len(losses) - len(known), fmean(known) if known else float("inf")
 
@@ -227,8 +246,9 @@ def _last_loss(metrics: Metrics) -> float | None:
     return metrics.evaluations[-1]["val_loss"] if metrics.evaluations else None
 
 
-def _by_seed(results: list[Result]) -> dict[int, float]:
-    return {r.seed: r.val_loss for r in results if r.val_loss is not None}
+def _by_seed(results: list[Result], measure: str) -> dict[int, float]:
+    losses = {r.seed: r.held_out(measure) for r in results}
+    return {seed: loss for seed, loss in losses.items() if loss is not None}
 
 
 def number(value: float | None, spec: str) -> str:

@@ -19,6 +19,7 @@ from hybridnorm.study.jobs import run_all, threads
 from hybridnorm.study.plan import Study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import DONE, Result, read_results, results_table
+from hybridnorm.terminal import Screen
 
 
 def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
@@ -28,7 +29,7 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
         HybridNormError: a folder of another study, one in which another process works, one that
             cannot be written; or, after the report, runs that neither finished nor diverged.
     """
-    console = Console(markup=False, highlight=False)
+    console = Screen()
     with alone_in(folder), _stoppable():
         _prepare_data(study, console)
         study = _settled(study, folder, jobs, console)

@@ -1,9 +1,8 @@
 """A run directory: recipe.toml, placement.toml, environment.json, metrics.jsonl, checkpoints/."""
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from hybridnorm.errors import HybridNormError, naming
 from hybridnorm.files import write_whole
 from hybridnorm.model import ModelConfig, Transformer
 from hybridnorm.placements import Placement, placement_from_dict, placement_to_dict
+from hybridnorm.processes import alone_in
 from hybridnorm.recipe import Recipe, dump_recipe
 from hybridnorm.strict_toml import build, to_table
 from hybridnorm.train.checkpoint import (
@@ -31,7 +31,8 @@ from hybridnorm.train.report import METRICS
 
 RECIPE, PLACEMENT, ENVIRONMENT = "recipe.toml", "placement.toml", "environment.json"
 # What a start that was cut short may leave; the recipe is written last.
-_START = {METRICS, RECIPE, PLACEMENT, ENVIRONMENT, "tokenizer.json", "tokenizer.byte"}
+_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "tokenizer.byte"}
+_START = {METRICS, RECIPE, PLACEMENT, ENVIRONMENT, *_TOKENIZER}
 
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:
@@ -66,27 +67,11 @@ def owned(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """Keep other processes out of the run for as long as this lasts, however it ends.
 
     Raises:
-        HybridNormError: another process trains here, the directory cannot be written, or
-            `check_run_dir` refuses it.
+        HybridNormError: another process holds it, it cannot be written, or `check_run_dir` refuses.
     """
-    with ExitStack() as stack:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            check_run_dir(run_dir, resume=resume)
-            file = stack.enter_context((run_dir / METRICS).open("ab"))
-        except OSError as error:
-            raise HybridNormError(
-                f"{run_dir}: cannot write a run here: {error.strerror}; name another --run-dir"
-            ) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HybridNormError(
-                f"{run_dir}: another process trains here; stop it first, or name another --run-dir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        check_run_dir(run_dir, resume=resume)  # one that has just ended may have made it a run
+    with alone_in(run_dir):
+        check_run_dir(run_dir, resume=resume)
+        (run_dir / METRICS).touch()
         yield
 
 
@@ -101,6 +86,7 @@ def anchored(recipe: Recipe) -> Recipe:
         data,
         tokenizer=full(data.tokenizer),
         source=full(data.source),
+        validation=full(data.validation) if data.validation is not None else None,
         cache=full(data.cache),
         prepared=tuple(map(full, data.prepared)),
     )

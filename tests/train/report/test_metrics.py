@@ -28,36 +28,25 @@ def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("line", "why"),
+    "line",
     [
-        (b"oops", "is not JSON"),
-        (b"\0" * 40, "is not JSON"),
-        (b'{"step": 2, "loss": 1, "note": "\xff"}', "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
-        (b'{"step": 2, "loss": ' + b"1" * 5000 + b"}", "is not JSON"),
-        (b"7", "is not a row with a step"),
-        (b"null", "is not a row with a step"),
-        (b'{"loss": 1.0}', "is not a row with a step"),
-        (b'{"step": "2", "loss": 1.0}', "is not a row with a step"),
-        (b'{"step": 2}', "has neither a loss nor an event"),
-        (b'{"step": 2, "loss": "low"}', "has a loss that is not a number"),
-        (b'{"step": 2, "val_loss": NaN}', "has a val_loss that is not a number"),
-        (b'{"step": 2, "loss": 1.0, "tokens": 1' + b"0" * 400 + b"}", "has a tokens that is not"),
+        *("oops", "3", "null", "[]", "\0\0", "{}", '{"step": "1"}', "[" * 9999, "1" * 5000),
+        *('{"step": 2, "loss": "low"}', '{"step": 2, "val_loss": NaN}', '{"step": 2, "lr": [1]}'),
+        f'{{"step": 2, "tokens": 1{"0" * 400}}}',
     ],
 )
-def test_a_damaged_line_is_named(line: bytes, why: str, tmp_path: Path) -> None:
-    (tmp_path / METRICS).write_bytes(
-        b'{"step": 1, "loss": 2}\n' + line + b'\n{"step": 3, "loss": 1}\n'
-    )
-    with pytest.raises(
-        HybridNormError, match=rf"metrics\.jsonl: line 2 {why}.*damaged or was edited"
-    ):
+def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(HybridNormError, match=r"metrics\.jsonl: line 2 is no row of metrics"):
         read_metrics(tmp_path)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HybridNormError, match="cannot read"):
-        read_metrics(tmp_path / "nowhere")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HybridNormError, match=r"metrics\.jsonl: cannot read"):
+        read_metrics(tmp_path)
+    (tmp_path / METRICS).write_bytes(b'{"step": 1, "\xff": 0}\n')
+    with pytest.raises(HybridNormError, match=r"metrics\.jsonl: is not UTF-8"):
+        read_metrics(tmp_path)
 
 
 def test_a_row_that_finds_no_room_is_one_line_and_spoils_nothing(tmp_path: Path) -> None:

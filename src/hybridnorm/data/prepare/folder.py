@@ -11,7 +11,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,16 @@ from rich.console import Console
 from hybridnorm.data.config import DataConfig, PrepareConfig
 from hybridnorm.data.manifest import (
     MANIFEST,
+    SEAL,
     SPLITS,
-    VERSION,
     WORK,
-    Counts,
     Manifest,
-    ShardRecord,
     Split,
-    SplitRecord,
-    Splits,
-    TokenizerRecord,
-    checksum,
     read_manifest,
     report,
+    write_manifest,
 )
 from hybridnorm.data.prepare.documents import Tally
-from hybridnorm.data.prepare.formats import lines_before
 from hybridnorm.data.prepare.inputs import Unit, cut_units, size_of
 from hybridnorm.data.prepare.plan import PLAN, claimed, make_plan, name_of
 from hybridnorm.data.prepare.pool import cores, mapped
@@ -46,11 +39,11 @@ from hybridnorm.data.prepare.shards import (
     Job,
     Record,
     digest_unit,
-    dtype_of,
     read_record,
     tokenize_unit,
 )
 from hybridnorm.data.prepare.sources import Found, find_sources
+from hybridnorm.data.prepare.summary import located, manifest_of
 from hybridnorm.data.prepared import Prepared, open_prepared
 from hybridnorm.data.tokenizer import (
     BYTE,
@@ -142,14 +135,17 @@ def _make(
         if not any(work.glob("[0-9]*.json")):
             _discard(out)  # nothing to continue
         raise
-    manifest = _manifest(out, plan, records)
-    write_whole(out / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    for split in SPLITS:
+        if not any(split in record.shards for record in records):
+            _discard(out)  # to go on would end here again
+            raise _empty(split, plan["inputs"][0][0] if plan["inputs"] else out.name)
+    write_manifest(out, manifest_of(out, plan, records))
 
 
 def _discard(out: Path) -> None:
     """Delete what preparation made. What says whose folder this is goes last, in case of a kill."""
     made = (f"{split}-*.bin" for split in SPLITS)
-    for pattern in (*made, JSON, CONFIG, BYTE, _PARTIAL):
+    for pattern in (*made, JSON, CONFIG, BYTE, SEAL, _PARTIAL):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
     shutil.rmtree(out / WORK, ignore_errors=True)
@@ -255,52 +251,11 @@ def _tokenize(
 
 def _refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
     if config.bad_lines == "fail" and tally.corrupt:
-        raise _fatal(_located(tally)[0])
+        raise _fatal(located(tally)[0])
 
 
 def _fatal(line: str) -> HybridNormError:
     return HybridNormError(f"{line}; bad_lines = skip passes over such lines")
-
-
-def _located(tally: Tally) -> list[str]:
-    return [
-        f"{piece.path}: line {lines_before(piece) + bad.line}: {bad.reason}"
-        for piece, bad in tally.first_corrupt
-    ]
-
-
-def _manifest(out: Path, plan: dict[str, Any], records: Sequence[Record]) -> Manifest:
-    tally = Tally()
-    for record in records:
-        tally += record.tally
-    splits: dict[Split, SplitRecord] = {}
-    for name in SPLITS:
-        shards = [record.shards[name] for record in records if name in record.shards]
-        if not shards:
-            _discard(out)  # to go on would end here again
-            raise _empty(name, plan["inputs"][0][0] if plan["inputs"] else out.name)
-        splits[name] = SplitRecord(
-            tokens=sum(shard.tokens for shard in shards),
-            documents=sum(shard.documents for shard in shards),
-            text_bytes=sum(shard.text_bytes for shard in shards),
-            shards=tuple(
-                ShardRecord(file=it.file, tokens=it.tokens, sha256=it.sha256) for it in shards
-            ),
-        )
-    tokenizer, file = load_tokenizer(out), tokenizer_file(out)
-    return Manifest(
-        version=VERSION,
-        dtype="<u2" if dtype_of(tokenizer).itemsize == 2 else "<u4",
-        tokenizer=TokenizerRecord(
-            file="tokenizer.byte" if file.name == BYTE else "tokenizer.json",
-            sha256=checksum(file),
-            vocab_size=tokenizer.vocab_size,
-            end_of_document=tokenizer.end_of_document,
-        ),
-        splits=Splits(**splits),
-        counts=Counts(**{**asdict(tally), "first_corrupt": tuple(_located(tally))}),
-        plan=plan,
-    )
 
 
 def _empty(split: Split, source: str) -> HybridNormError:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from hybridnorm.data.config import DataConfig, PrepareConfig
-from hybridnorm.data.manifest import MANIFEST, VERSION, WORK, checksum, read_manifest
+from hybridnorm.data.manifest import MANIFEST, VERSION, WORK, checksum, read_manifest, remedy
 from hybridnorm.data.prepare.sources import Found
 from hybridnorm.data.tokenizer import load_tokenizer, tokenizer_file
 from hybridnorm.errors import HybridNormError, check_unused
@@ -70,7 +70,7 @@ def claimed(out: Path, plan: dict[str, Any], console: Console) -> Iterator[None]
         if (out / MANIFEST).exists():
             _check_same(out, read_manifest(out).plan, plan)
         elif (out / WORK / PLAN).exists():
-            _check_same(out, read_json(out / WORK / PLAN), plan)
+            _check_same(out, _unfinished(out), plan)
         elif any(child.name != WORK for child in out.iterdir()):
             raise HybridNormError(
                 f"{out} is not empty and not a prepared folder; name another, or delete it"
@@ -78,6 +78,13 @@ def claimed(out: Path, plan: dict[str, Any], console: Console) -> Iterator[None]
         yield
     finally:
         os.close(lock)
+
+
+def _unfinished(out: Path) -> dict[str, Any]:
+    try:
+        return read_json(out / WORK / PLAN)
+    except HybridNormError as error:
+        raise HybridNormError(f"{error}; {remedy(out)}") from None
 
 
 def _lock(descriptor: int, out: Path, console: Console) -> None:

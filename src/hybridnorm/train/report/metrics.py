@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_text
 
 METRICS = "metrics.jsonl"
+HALVES = "val_loss_choosing", "val_loss_comparing"
+"""Of the held-out text: one to choose settings by, one to compare what was chosen."""
 _NUMBERS = (
     *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
-    *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte"),
+    *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte", *HALVES),
 )
 Row = dict[str, Any]
 
@@ -69,24 +72,16 @@ def read_metrics(run_dir: Path) -> Metrics:
     """Read a run's metrics; a half-written last line (a killed run) is left out.
 
     Raises:
-        HybridNormError: the file is missing, or a line before the last is no row of a run.
+        HybridNormError: the file is missing, or a line before the last is damaged.
     """
     path = run_dir / METRICS
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise HybridNormError(f"{path}: cannot read: {error.strerror}") from None
     train: dict[int, Row] = {}
     evaluations: dict[int, Row] = {}
     events: list[Row] = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = _row(line)
-        except (ValueError, RecursionError) as error:
-            why = error if isinstance(error, HybridNormError) else "is not JSON"
-            raise HybridNormError(
-                f"{path}: line {number} {why}; the file is damaged or was edited"
-            ) from None
+    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+        row = _row(line)
+        if row is None:
+            raise HybridNormError(f"{path}: line {number} is no row of metrics; it is damaged")
         if "event" in row:
             events.append(row)
         elif "val_loss" in row:
@@ -97,19 +92,18 @@ def read_metrics(run_dir: Path) -> Metrics:
     return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
 
 
-def _row(line: bytes) -> Row:
-    """A line as the writer made it: an object with a step, and numbers where numbers belong."""
-    row = json.loads(line.decode())
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise HybridNormError("is not a row with a step")
-    if not row.keys() & {"event", "loss", "val_loss"}:
-        raise HybridNormError("has neither a loss nor an event")
-    for name in _NUMBERS:
-        value = row.get(name)
-        is_number = isinstance(value, int | float) and abs(value) <= sys.float_info.max
-        if value is not None and not is_number:
-            raise HybridNormError(f"has a {name} that is not a number")
-    return row
+def _row(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and isinstance(row.get("step"), int)
+    return row if is_row and all(_is_number(row.get(name, 0)) for name in _NUMBERS) else None
+
+
+def _is_number(value: object) -> bool:
+    """Whether it can be compared, drawn and printed as one; null stands for what is not finite."""
+    return value is None or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)
 
 
 def _is_nonfinite(value: object) -> bool:
