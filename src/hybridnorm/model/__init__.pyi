@@ -1,3 +1,4 @@
+from .block import Residual as Residual
 from .config import ModelConfig as ModelConfig
 from .config import preset as preset
 from .flops import ParameterCounts as ParameterCounts
@@ -10,6 +11,9 @@ from .initialization import scheme as scheme
 from .kernels.chunks import chunk_rows as chunk_rows
 from .masks import document_ids as document_ids
 from .moe import load_balance as load_balance
+from .norms import Norm as Norm
+from .norms import NormBuilder as NormBuilder
+from .norms import Scale as Scale
 from .parallel import MESH_DIMENSIONS as MESH_DIMENSIONS
 from .parallel import parallelize as parallelize
 from .sampling import generate as generate
