@@ -9,6 +9,7 @@ from .flops import norm_width as norm_width
 from .flops import parameter_counts as parameter_counts
 from .initialization import scheme as scheme
 from .kernels.chunks import chunk_rows as chunk_rows
+from .kernels.transforms import transformed as transformed
 from .masks import document_ids as document_ids
 from .moe import load_balance as load_balance
 from .norms import Norm as Norm

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model import NormBuilder
+from hybridnorm.model import NormBuilder, transformed
 from hybridnorm.nn.masks import merged
 from hybridnorm.nn.placing import Plan, resolve
 from hybridnorm.placements import AttentionSpec, Placement
@@ -133,6 +133,7 @@ class MultiheadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """torch.nn's: the output, and the attention's weights where `need_weights`."""
         batched = query.dim() == 3
+        explicit = need_weights or transformed()
         q_BTHK, k_BSGK, v_BSGK = self._heads(query, key, value, batched)
         mask, is_causal = merged(
             attn_mask,
@@ -141,17 +142,19 @@ class MultiheadAttention(nn.Module):
             extra=k_BSGK.shape[1] - key.shape[_seq_dim(batched, self.batch_first)],
             shape=(q_BTHK.shape[0], self.num_heads, q_BTHK.shape[1], k_BSGK.shape[1]),
             like=q_BTHK,
-            explicit=need_weights,
+            explicit=explicit,
         )
-        q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
-        if need_weights:
-            context_BHTK, weights = self._with_weights(q_BHTK, k_BGSK, v_BGSK, mask)
+        heads = [x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK)]
+        weights = self._weights(heads[0], heads[1], mask) if explicit else None
+        if weights is None:
+            context_BHTK = self._fused(*heads, mask=mask, is_causal=is_causal)
         else:
-            context_BHTK, weights = self._fused(q_BHTK, k_BGSK, v_BGSK, mask, is_causal), None
+            context_BHTK = weights @ self._for_each_query_head(heads[2])
         context_BTHK = self.context_norm(context_BHTK.transpose(1, 2))
         out = self.out_proj(context_BTHK.flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
+        weights = weights if need_weights else None
         if not batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return out if self.batch_first else out.transpose(0, 1), weights
@@ -191,7 +194,7 @@ class MultiheadAttention(nn.Module):
         return [*map(F.linear, (query, key, value), weights, biases)]
 
     def _fused(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
+        self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         return F.scaled_dot_product_attention(
             q,
@@ -203,15 +206,14 @@ class MultiheadAttention(nn.Module):
             enable_gqa=self.n_kv_heads != self.num_heads,
         )
 
-    def _with_weights(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """As torch.nn: the weights are returned after their dropout."""
-        k, v = (x.repeat_interleave(self.num_heads // self.n_kv_heads, 1) for x in (k, v))
-        scores = q * math.sqrt(1 / self.head_dim) @ k.mT
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention's weights `(batch, heads, queries, keys)`, as torch.nn after their dropout."""
+        scores = q * math.sqrt(1 / self.head_dim) @ self._for_each_query_head(k).mT
         weights = (scores if mask is None else scores + mask).softmax(-1)
-        weights = F.dropout(weights, self.dropout, self.training)
-        return weights @ v, weights
+        return F.dropout(weights, self.dropout, self.training)
+
+    def _for_each_query_head(self, x_BGSK: Tensor) -> Tensor:
+        return x_BGSK.repeat_interleave(self.num_heads // self.n_kv_heads, 1)
 
 
 def _seq_dim(batched: bool, batch_first: bool) -> int:
