@@ -22,7 +22,7 @@ PAGES = {
 }
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 RECIPE = r"(?:model|data|train|optimizer|schedule|parallel)\.[a-z][\w-]*"
-VERBS = ("train", "prepare", "generate", "study", "show")
+VERBS = ("train", "prepare", "generate", "study", "show", "classify")
 
 
 class Block(NamedTuple):

@@ -18,7 +18,11 @@ FLOORS = (
     "train",
     "study",
 )
-BESIDE = {"interop": "model", "nn": "model"}  # rooms that stand on a floor of their own
+BESIDE = {
+    "interop": "model",
+    "nn": "model",
+    "diagnose": "model",
+}  # rooms that stand on a floor of their own
 
 
 def imports(path: Path) -> Iterator[tuple[str, ...]]:

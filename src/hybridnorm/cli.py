@@ -56,6 +56,17 @@ class Show:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Say where the norms of anybody's block or model sit, in the words of placements."""
+
+    module: Positional[str]
+    """A folder that transformers saved a model in; or the import path of a module, or of a
+    function without arguments that returns one, or one and its example inputs."""
+    out: Path | None = None
+    """Folder of a drawing and of the placement's TOML. None: neither."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyArgs:
     """Run a grid of recipes under identical conditions and report on it.
 
@@ -131,6 +142,13 @@ def _show(argv: Sequence[str]) -> None:
     show(args.placement or None, args.out, args.n_layers)
 
 
+def _classify(argv: Sequence[str]) -> None:
+    args = _parse(Classify, "classify", argv)
+    from hybridnorm.diagnose.classify import classify_command
+
+    classify_command(args.module, args.out)
+
+
 def _study(argv: Sequence[str]) -> None:
     line = split_overrides(argv, StudyArgs, "study", _is_file_or(builtin("studies")), grid=True)
     from hybridnorm.study import load_study
@@ -182,6 +200,7 @@ VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "generate": ("continue a prompt with a trained model", _generate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
     "show": ("equations, facts and drawing of a placement", _show),
+    "classify": ("say which norms a block or a model of anybody has", _classify),
 }
 
 

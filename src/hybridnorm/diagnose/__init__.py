@@ -1,0 +1,5 @@
+"""What models are and do: the classifier of foreign blocks."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

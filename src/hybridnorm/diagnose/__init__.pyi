@@ -1,0 +1,1 @@
+from .classify.model import classify as classify
