@@ -24,7 +24,10 @@ PAGES = {
 }
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 RECIPE = r"(?:model|data|train|optimizer|schedule|parallel|diagnose)\.[a-z][\w-]*"
-VERBS = ("train", "prepare", "generate", "study", "diagnose", "export", "import", "inspect", "show")
+VERBS = (
+    *("train", "prepare", "generate", "study", "diagnose", "export", "import", "inspect", "show"),
+    "classify",
+)
 
 
 class Block(NamedTuple):
