@@ -16,6 +16,7 @@ FLOORS = (
     "data",
     "recipe",
     "train",
+    "evaluate",
     "study",
 )
 BESIDE = {"interop": "model"}  # rooms that stand on a floor of their own

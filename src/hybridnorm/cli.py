@@ -18,6 +18,7 @@ from tyro.conf import Positional
 import hybridnorm
 from hybridnorm.data import PrepareConfig
 from hybridnorm.errors import HybridNormError, check_at_least, nearest
+from hybridnorm.evaluate import EvaluateOptions
 from hybridnorm.recipe import (
     RecipeFields,
     builtin,
@@ -111,6 +112,15 @@ class Generate:
     """Seed of the sampling."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Judge a trained model on texts and on tasks, with standard errors."""
+
+    model: Positional[Path]
+    """Directory of a run, or a Hugging Face folder."""
+    config: Annotated[EvaluateOptions, tyro.conf.arg(name="")]
+
+
 def _train(argv: Sequence[str]) -> None:
     line = split_overrides(argv, Train, "recipe", _is_file_or(builtin()))
     name = line.positional or "demo"
@@ -188,10 +198,18 @@ def _generate(argv: Sequence[str]) -> None:
     print(text)
 
 
+def _evaluate(argv: Sequence[str]) -> None:
+    args = _parse(Evaluate, "evaluate", argv)
+    from hybridnorm.evaluate import evaluate
+
+    evaluate(args.model, args.config)
+
+
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
     "prepare": ("turn text into token shards, once and in parallel", _prepare),
     "generate": ("continue a prompt with a trained model", _generate),
+    "evaluate": ("perplexity of texts, and downstream tasks through lm-eval", _evaluate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
     "show": ("equations, facts and drawing of a placement", _show),
 }

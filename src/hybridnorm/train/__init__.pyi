@@ -2,8 +2,13 @@ from .auto import keep_choices as keep_choices
 from .auto import resolve_auto as resolve_auto
 from .auto import set_threads as set_threads
 from .generation import generate_text as generate_text
+from .hooks import Hook as Hook
+from .hooks import Row as Row
+from .hooks import State as State
 from .process_setup import set_up_process as set_up_process
 from .run import train as train
 from .run import with_vocabulary as with_vocabulary
+from .run_dir import load_run as load_run
+from .run_dir import show_problems as show_problems
 from .world import end_rank as end_rank
 from .world import pick_device as pick_device

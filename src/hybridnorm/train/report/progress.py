@@ -53,6 +53,15 @@ class TrainingProgress:
             soft_wrap=True,
         )
 
+        tasks = {name: row[name] for name in row if name.startswith("tasks/")}
+        shown = [
+            f"{name.removeprefix('tasks/')} {value:.4f}"
+            for name, value in tasks.items()
+            if not name.endswith("_stderr")
+        ]
+        if shown:
+            self.note(f"step {row['step']:>6}/{self.steps}  {'  '.join(shown)}")
+
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
