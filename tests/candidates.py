@@ -11,12 +11,36 @@ from hybridnorm.data.tokenizer import ByteTokenizer
 from hybridnorm.evaluate.run_model import RunModel
 from hybridnorm.model import ModelConfig, Transformer
 
-WORDS = "the norm of a deep model grows where its residual stream is bare, and falls again".split()
+WORDS = [
+    "the",
+    "norm",
+    "of",
+    "a",
+    "deep",
+    "model",
+    "grows",
+    "where",
+    "its",
+    "residual",
+    "stream",
+    "is",
+    "bare,",
+    "and",
+    "falls",
+    "again",
+]
 
 
 def run_model(window: int = 64, **shape: Any) -> RunModel:
     """Our own model, on bytes."""
-    defaults = dict(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, vocab_size=257)
+    defaults = {
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ff": 64,
+        "vocab_size": 257,
+    }
     model = Transformer(ModelConfig(**defaults | shape), seed=1)
     with torch.no_grad():  # far from uniform, so that an error shows
         model.embedding.weight.mul_(5)
@@ -53,9 +77,14 @@ def save_llama(folder: Path, architecture: str = "llama", **changes: Any) -> Pat
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    shape |= dict(num_key_value_heads=2, vocab_size=300, max_position_embeddings=64)
-    config = AutoConfig.for_model(architecture, **shape | dict(eos_token_id=0) | changes)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    shape |= {"num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(architecture, **shape | {"eos_token_id": 0} | changes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20)
