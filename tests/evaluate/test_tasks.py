@@ -77,7 +77,7 @@ def log_likelihood_requests() -> list[Any]:
     return requests(*found)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["llama", "olmo2", "gpt_neox"])
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_log_likelihoods_are_those_of_hflm(
     architecture: str, batch_tokens: int, tmp_path: Path

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.evaluate.packing import Batch, Span
+from hybridnorm.evaluate.quiet import quiet
 from hybridnorm.evaluate.scoring import Step, score
 from hybridnorm.files import read_json
 
@@ -105,8 +106,9 @@ def load_huggingface_model(
         ) from None
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     except Exception as error:  # of transformers, safetensors, the folder's own code
         why = " ".join(str(error).split())[:200]
         raise HybridNormError(f"{folder}: cannot load the model: {why}") from None

@@ -1,10 +1,8 @@
 """Tasks of lm-eval, with their prompts and metrics, answered by a candidate."""
 
-import io
-import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 
 from hybridnorm.errors import HybridNormError, nearest
 from hybridnorm.evaluate.offline import offline_task
+from hybridnorm.evaluate.quiet import quiet
 from hybridnorm.evaluate.results import Estimate, TaskScore
 from hybridnorm.evaluate.scoring import Candidate
 
@@ -52,7 +51,7 @@ class Tasks:
         check_installed()
         expanded = [task for name in names for task in (PAPER if name == "paper" else [name])]
         self._loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
-        with _quiet(), _fixed_seeds():
+        with quiet(), _fixed_seeds():
             for name in dict.fromkeys(expanded):
                 for part, found in _load(name, offline or name == _HERE).items():
                     self._loaded[part] |= found
@@ -73,7 +72,7 @@ class Tasks:
         """
         from lm_eval import evaluate
 
-        with _quiet(), _fixed_seeds():
+        with quiet(), _fixed_seeds():
             try:
                 results: Any = evaluate(lm, self._loaded, limit=limit, bootstrap_iters=1000)
             except HybridNormError:
@@ -170,21 +169,6 @@ def _fixed_seeds() -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the remarks and bars of lm-eval and datasets; errors are raised anyway."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from hybridnorm.strict_toml import to_table
 from hybridnorm.study.figures import figure_svg, figures, save_figures
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result, arm_columns, arms, runs_text
+from hybridnorm.study.tasks import task_columns
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -50,6 +51,7 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
         _table(arm_columns(study, found)),
         *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
         *(_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
+        *_tasks(study, found),
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),
@@ -125,6 +127,18 @@ def _reading(study: Study, found: Sequence[Arm]) -> list[str]:
             f"{', '.join(found[0].settings)}, chosen on the same held-out text."
         )
     return lines
+
+
+def _tasks(study: Study, found: Sequence[Arm]) -> list[str]:
+    columns = task_columns(study, found)
+    if not columns["task"]:
+        return []
+    line = (
+        "Differences are paired over questions, each scored by its mean over the runs of an arm. "
+        "Brackets: 95% Student t interval over questions; * where it excludes zero. Above zero is "
+        "better. It says how far other questions would move the difference, not other seeds."
+    )
+    return ["<h2>Tasks</h2>", _table(columns), f"<p>{line}</p>"]
 
 
 def _conditions(study: Study, folder: Path) -> list[str]:

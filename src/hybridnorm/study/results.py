@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.evaluate import read_questions
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.statistics import Comparison, compare
 from hybridnorm.train.report import Metrics, read_metrics
@@ -25,6 +26,8 @@ class Result:
     metrics: Metrics
     status: str
     reason: str = ""
+    questions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The score of each question by task, where the run was asked some."""
 
     @property
     def val_loss(self) -> float | None:
@@ -93,8 +96,9 @@ def read_results(
     """The results of all runs, whatever became of them."""
     results = []
     for run in study.runs:
+        run_dir = folder / "runs" / run.name
         try:
-            metrics = read_metrics(folder / "runs" / run.name)
+            metrics = read_metrics(run_dir)
         except HybridNormError:
             metrics = Metrics()
         status = {"empty": "missing", "started": "incomplete", "resumed": "incomplete"}.get(
@@ -103,7 +107,7 @@ def read_results(
         reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
         if crashes and run.name in crashes:
             status, reason = "crashed", crashes[run.name]
-        results.append(Result(run, metrics, status, reason))
+        results.append(Result(run, metrics, status, reason, read_questions(run_dir)))
     return results
 
 
@@ -152,8 +156,8 @@ def results_table(study: Study, results: list[Result]) -> Table:
 def arm_columns(study: Study, found: list[Arm]) -> dict[str, list[str]]:
     """Heading to cells, one cell per arm."""
     columns: dict[str, list[str]] = {study.compare: [str(arm.value) for arm in found]}
-    for field in found[0].settings:
-        columns[field] = [str(arm.settings[field]) for arm in found]
+    for name in found[0].settings:
+        columns[name] = [str(arm.settings[name]) for arm in found]
     columns["held-out loss"] = [_number(arm.val_loss, ".4f") for arm in found]
     columns["perplexity"] = [_number(perplexity(arm), ".2f") for arm in found]
     columns["bits/byte"] = [_number(arm.mean("val_bits_per_byte"), ".4f") for arm in found]
@@ -171,12 +175,17 @@ def perplexity(arm: Arm) -> float | None:
 
 def difference(arm: Arm) -> str:
     """ "−0.0123 [−0.0200, −0.0046]*" with the t interval; * where it excludes zero."""
-    if arm.comparison is None:
+    return interval(arm.comparison)
+
+
+def interval(found: Comparison | None) -> str:
+    """A mean difference with its t interval."""
+    if found is None:
         return "–"
-    text = _signed(arm.comparison.mean)
-    if arm.comparison.t_interval:
-        low, high = map(_signed, arm.comparison.t_interval)
-        text += f" [{low}, {high}]" + ("*" if arm.comparison.significant else "")
+    text = _signed(found.mean)
+    if found.t_interval:
+        low, high = map(_signed, found.t_interval)
+        text += f" [{low}, {high}]" + ("*" if found.significant else "")
     return text
 
 
