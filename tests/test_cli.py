@@ -83,6 +83,11 @@ def test_a_flag_hides_no_recipe_and_presets_start_from_the_command_line(
         (["study", "--model.placment", "x"], "did you mean '--model.placement'?"),
         (["study", "--train.steps", "many"], "--train.steps: expected a whole number, got 'many'"),
         (["study", "--jobs", "many"], "--jobs"),
+        (["study", "--jobs", "0"], "jobs: must be from 1 to 1,024, got 0"),
+        (["train", ""], "recipe: unknown name ''"),
+        (["study", ""], "study: unknown name ''"),
+        (["show", ""], "placement: the name is empty"),
+        (["train", "--train.hooks"], "--train.hooks: expected values, got none"),
         (["study", "--jbos", "2"], "unknown argument '--jbos'; did you mean '--jobs'?"),
     ],
 )
@@ -101,3 +106,13 @@ def test_bad_values_are_named_on_any_terminal(
         [sys.executable, "-m", "hybridnorm", "study", "--jobs", "x"], capture_output=True, text=True
     )
     assert "--jobs: invalid literal for int() with base 10: 'x'" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_finds_no_room_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "hybridnorm", "show"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("hybridnorm: the output cannot be written: No space left")
+    assert result.stderr.count("\n") == 1

@@ -105,7 +105,7 @@ def test_a_run_in_use_is_left_alone(
         before = {path: path.read_bytes() for path in target.glob("*.*")}
         options = ["--resume", "--optimizer.lr", "1e-4"] if resume else tiny
         result = cli("train", "--run-dir", target, *options)
-        assert result.returncode == 1 and "another process trains here" in result.stderr
+        assert result.returncode == 1 and "another process works here" in result.stderr
         assert {path: path.read_bytes() for path in target.glob("*.*")} == before
 
 

@@ -234,7 +234,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(
     study = own_process("study", "demo", "--dir", tmp_path / "file" / "study")
     for result, what in ((run, "run"), (study, "study")):
         assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
-        assert f"{tmp_path / 'file' / what}: cannot write a {what} here" in result.stderr
+        assert f"{tmp_path / 'file' / what}: cannot write here" in result.stderr
 
 
 def test_micro_batches_change_the_sum_order_only(

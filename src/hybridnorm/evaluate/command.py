@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hybridnorm.data import read_texts
@@ -19,6 +18,7 @@ from hybridnorm.evaluate.scoring import Candidate
 from hybridnorm.evaluate.tasks import Tasks, ask
 from hybridnorm.evaluate.text import score_texts
 from hybridnorm.files import write_whole
+from hybridnorm.terminal import Screen
 from hybridnorm.train import pick_device, show_problems
 
 
@@ -30,7 +30,7 @@ def evaluate(model: Path, options: EvaluateOptions) -> None:
     """
     names = options.task_names
     tasks = Tasks(names, shots=options.shots, offline=options.offline) if names else None
-    console = Console()
+    console = Screen()
     candidate = open_candidate(model, options)
     texts = [_score_text(candidate, name, options, console) for name in options.text]
     if texts:
@@ -42,7 +42,7 @@ def evaluate(model: Path, options: EvaluateOptions) -> None:
 
 
 def _score_text(
-    candidate: Candidate, name: str, options: EvaluateOptions, console: Console
+    candidate: Candidate, name: str, options: EvaluateOptions, console: Screen
 ) -> TextScore:
     with _bar(console, name, None) as advance:
         return score_texts(
@@ -56,7 +56,7 @@ def _score_text(
 
 
 def _ask(
-    candidate: Candidate, tasks: Tasks, options: EvaluateOptions, console: Console
+    candidate: Candidate, tasks: Tasks, options: EvaluateOptions, console: Screen
 ) -> list[TaskScore]:
     scores, truncated = ask(
         candidate,
@@ -71,7 +71,6 @@ def _ask(
             f"{truncated:,} requests are longer than the window of {candidate.window} tokens; "
             "they were cut at the left",
             style="yellow",
-            soft_wrap=True,
         )
     return scores
 
@@ -86,7 +85,7 @@ def open_candidate(model: Path, options: EvaluateOptions) -> Candidate:
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     if (model / "recipe.toml").exists():
         found, problems = load_run_model(model, options.checkpoint, device, dtype, options.window)
-        show_problems(problems, Console(stderr=True))
+        show_problems(problems, Screen(stderr=True))
         return found
     if (model / "config.json").exists():
         return load_huggingface_model(
@@ -98,7 +97,7 @@ def open_candidate(model: Path, options: EvaluateOptions) -> Candidate:
 
 
 @contextmanager
-def _bar(console: Console, title: str, total: int | None) -> Iterator[Callable[[int], object]]:
+def _bar(console: Screen, title: str, total: int | None) -> Iterator[Callable[[int], object]]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
         *columns,

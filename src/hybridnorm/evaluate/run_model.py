@@ -11,8 +11,7 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.evaluate.packing import Batch
 from hybridnorm.evaluate.scoring import Step
 from hybridnorm.model import Transformer, with_cast_weights
-from hybridnorm.recipe import load_recipe
-from hybridnorm.train import load_run
+from hybridnorm.train import load_trained
 
 
 class RunModel:
@@ -66,8 +65,8 @@ def load_run_model(
     Raises:
         HybridNormError: not a run, no such or a damaged checkpoint, or another tokenizer.
     """
-    model, problems = load_run(run_dir, checkpoint)
-    model.dtype = dtype
-    trained_on = load_recipe(run_dir / "recipe.toml").train.seq_len
-    tokenizer = load_tokenizer(run_dir)
-    return RunModel(str(run_dir), model.to(device), tokenizer, window or trained_on), problems
+    trained = load_trained(run_dir, checkpoint)
+    trained.model.dtype = dtype
+    window = window or trained.recipe.train.seq_len
+    model = trained.model.to(device)
+    return RunModel(str(run_dir), model, load_tokenizer(run_dir), window), trained.problems

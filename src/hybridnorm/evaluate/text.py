@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from hybridnorm.errors import HybridNormError, check_at_least
+from hybridnorm.errors import HybridNormError
 from hybridnorm.evaluate.packing import Span
 from hybridnorm.evaluate.results import Estimate, TextScore
 from hybridnorm.evaluate.scoring import Candidate, score, windows
@@ -40,7 +40,6 @@ def score_texts(
         HybridNormError: a stride longer than a window, or no text.
     """
     stride = max(1, candidate.window // 2) if stride is None else stride
-    check_at_least(1, "stride", stride)
     if stride > candidate.window:
         raise HybridNormError(
             f"stride: {stride} is longer than a window of {candidate.window} tokens; lower it"

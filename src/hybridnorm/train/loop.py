@@ -18,7 +18,7 @@ from hybridnorm.data import Batches, Mixture, Prepared
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer
 from hybridnorm.recipe import Recipe
-from hybridnorm.train.batches import MicroBatches
+from hybridnorm.train.batches import Batch, MicroBatches
 from hybridnorm.train.checkpoint import (
     CheckpointWriter,
     latest_valid,
@@ -30,8 +30,14 @@ from hybridnorm.train.hooks import Hook, Row, State
 from hybridnorm.train.non_finite import SkipGuard, all_finite
 from hybridnorm.train.objective import objective
 from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
-from hybridnorm.train.report import StepLog
-from hybridnorm.train.run_dir import check_identity, identity, read_record
+from hybridnorm.train.report import HALVES, StepLog
+from hybridnorm.train.run_dir import (
+    check_identity,
+    check_start,
+    find_checkpoint,
+    identity,
+    read_record,
+)
 from hybridnorm.train.schedule import learning_rate
 from hybridnorm.train.world import World
 
@@ -64,7 +70,8 @@ class Trainer:
         self.saved_at: int | None = None
         self.seconds = 0.0
         self.val_loss: float | None = None
-        self.stop = 0  # the number of the signal that stops the run
+        self._signal = 0  # that came
+        self.stopped_by = 0  # the number of the signal
 
     def resume(self) -> list[str]:
         """Load the newest undamaged checkpoint; return a line for each damaged one.
@@ -80,15 +87,39 @@ class Trainer:
                 "raise it, or name another --run-dir"
             )
         self.world.on_main(lambda: set_aside_damaged(self.run_dir, path))
-        materialize(self.optimizer)
-        state = training_state(self.model, self.optimizer)
-        load_checkpoint(path, state, self.world)
-        restore(self.model, self.optimizer, state)
+        self._load(path, with_optimizer="optimizer" in meta)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
         self.saved_at = self.step
         self.guard.total, self.guard.in_row = meta["skipped_steps"]
-        self.memory = meta.get("hooks") or {"SpikeScores": meta["spikes"]}
+        self.memory = meta["hooks"] if "hooks" in meta else {"SpikeScores": meta["spikes"]}
         return problems
+
+    def start(self, run_dir: Path) -> list[str]:
+        """Take the weights of another run's newest undamaged checkpoint; a line for each damaged.
+
+        Raises:
+            HybridNormError: not a run, or its model is another one.
+        """
+        path, meta, problems = self.world.on_main(lambda: find_checkpoint(run_dir))
+        check_start(meta, self.identity, path)
+        self._load(path, with_optimizer=False)
+        return problems
+
+    def _load(self, checkpoint: Path, *, with_optimizer: bool) -> None:
+        if not with_optimizer:
+            load_checkpoint(checkpoint, training_state(self.model, None), self.world)
+            return
+        materialize(self.optimizer)
+        state = training_state(self.model, self.optimizer)
+        load_checkpoint(checkpoint, state, self.world)
+        restore(self.model, self.optimizer, state)
+
+    def rehearse(self, hook: Hook) -> None:
+        """Let `hook` watch the passes of the next step, which is not taken."""
+        self.hooks = [hook]
+        hook.start(self._state())
+        self.backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def run(self, hooks: Sequence[Hook], note: Callable[[str], None], **started: object) -> None:
         """Train to the last step, or until SIGINT, SIGTERM or SIGHUP; then save.
@@ -127,11 +158,11 @@ class Trainer:
             background=self.config.async_checkpoints,
         )
         with self._stopping(note), writer:
-            clock = time.perf_counter()
-            while self.step < self.config.steps and not self.stop:
-                lr = self._train_step()
-                self.stop = self.world.max(self.stop)
-                save = self._due(self.config.checkpoint_every) or bool(self.stop)
+            stop, clock = 0, time.perf_counter()
+            while self.step < self.config.steps and not stop:
+                lr = self.train_step()
+                stop = self.world.max(self._signal)  # all ranks leave after the same step
+                save = self._due(self.config.checkpoint_every) or bool(stop)
                 if self._due(self.config.log_every) or save:
                     clock = self._log(lr, clock)
                 paused = time.perf_counter()
@@ -141,6 +172,7 @@ class Trainer:
                     self._save(writer)
                 clock += time.perf_counter() - paused
         if self.step < self.config.steps:
+            self.stopped_by = stop
             self._event("interrupted")
         else:
             self._event(
@@ -151,12 +183,17 @@ class Trainer:
                 skipped_steps=self.guard.total,
             )
 
-    def _train_step(self) -> float:
-        """One optimizer step, skipped where the gradient is not finite; returns its rate."""
-        numbers = self._backward()
-        lr = learning_rate(
-            self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
-        )
+    def train_step(self, lr: float | None = None) -> float:
+        """One optimizer step, skipped where the gradient is not finite; returns its rate.
+
+        Args:
+            lr: the learning rate; None: the schedule's.
+        """
+        numbers = self.backward()
+        if lr is None:
+            lr = learning_rate(
+                self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grad_norm = _clip(self.model, self.recipe.optimizer.grad_clip)
@@ -168,8 +205,8 @@ class Trainer:
         self.log.add(**numbers, grad_norm=grad_norm)
         return lr
 
-    def _backward(self) -> dict[str, Tensor]:
-        """Gradients of the step's batch; its loss terms and what is watched, detached."""
+    def backward(self) -> dict[str, Tensor]:
+        """Gradients of the next step's batch; its loss terms and what is watched, detached."""
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(self.batches.step(self.step), start=1):
             if isinstance(self.model, FSDPModule):
@@ -224,26 +261,43 @@ class Trainer:
             hook.event(self._state(), row)
 
     def _state(self) -> State:
-        return State(self.recipe, self.model, self.world, self.run_dir, self.step)
+        return State(
+            self.recipe, self.model, self.world, self.run_dir, self.step, self.held_out_batches
+        )
+
+    def held_out_batches(self, limit: int) -> Iterator[tuple[Batch, int]]:
+        """As `hooks.State.held_out`."""
+        return self.batches.held_out(self.held_out, limit)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch, rows in self.batches.held_out(self.held_out, self.config.eval_sequences):
-            loss = self.model.loss(*batch)
-            sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
+        """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text.
+
+        Of two halves, too, window by window in turn: one to choose settings by, one to compare with
+        what was chosen.
+        """
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.world.device)
+        for half in range(2):
+            for batch, rows in self.batches.held_out(
+                self.held_out, self.config.eval_sequences, slice(half, None, 2)
+            ):
+                loss = self.model.loss(*batch)
+                sums[half] += torch.stack((loss * rows, torch.full_like(loss, rows)))
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # a forward pass alone leaves embedding and head whole
-        total, count = self.world.mean(sums).tolist()
-        loss = self.val_loss = total / count
+        halves = self.world.mean(sums).tolist()
+        whole: float = sum(total for total, _ in halves) / sum(count for _, count in halves)
+        self.val_loss = whole
         row = {
             "step": self.step,
             "tokens": self.step * self._tokens_per_step(),
-            "val_loss": loss,
-            "val_perplexity": math.exp(min(loss, 700.0)),
-            "val_bits_per_byte": loss / math.log(2) * self.held_out.tokens_per_byte,
+            "val_loss": whole,
+            "val_perplexity": math.exp(min(whole, 700.0)),
+            "val_bits_per_byte": whole / math.log(2) * self.held_out.tokens_per_byte,
         }
+        for name, (total, count) in zip(HALVES, halves, strict=True):
+            if count:  # of a single window, one half is empty
+                row[name] = total / count
         for hook in self.hooks:
             hook.after_evaluation(self._state(), row)
 
@@ -276,9 +330,9 @@ class Trainer:
         """
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if not self.stop:
+            if not self._signal:
                 note(f"{Signals(number).name}: saving after this step")
-            self.stop = number
+            self._signal = number
             if number == SIGINT:
                 signal(SIGINT, previous[SIGINT])
 

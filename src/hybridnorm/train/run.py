@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hybridnorm.data import Mixture, Prepared, load_tokenizer, open_data, verify
+from hybridnorm.data import (
+    Mixture,
+    Prepared,
+    check_lengths,
+    load_tokenizer,
+    open_data,
+    verify,
+)
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer, parallelize
 from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.terminal import Screen
 from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
 from hybridnorm.train.checkpoint import list_checkpoints
-from hybridnorm.train.hooks import imported_hooks
+from hybridnorm.train.hooks import Hook, imported_hooks
 from hybridnorm.train.loop import Trainer
 from hybridnorm.train.optim import decay_groups, decay_table
 from hybridnorm.train.preflight import check_memory, preflight
@@ -33,12 +42,20 @@ from hybridnorm.train.run_dir import (
 from hybridnorm.train.world import World, open_world
 
 
-def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, force: bool = False) -> int:
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    hooks: Sequence[Hook] = (),
+) -> int:
     """Train one model into `run_dir`, on all ranks that torchrun started.
 
     Args:
         resume: continue the run there from its newest checkpoint.
         force: start even where the estimated memory exceeds what is free.
+        hooks: what watches the run beside the recipe's own.
 
     Returns:
         0, or the number of the signal that stopped the run early; it is saved then.
@@ -54,17 +71,24 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, force: bool = 
     check_installed(recipe.train.trackers)
     imported_hooks(recipe)
     with open_world(recipe.train.device, recipe.parallel) as world:
-        return train_on(world, recipe, run_dir, resume=resume, force=force)
+        return train_on(world, recipe, run_dir, resume=resume, force=force, hooks=hooks)
 
 
 def train_on(
-    world: World, recipe: Recipe, run_dir: Path, *, resume: bool = False, force: bool = False
+    world: World,
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    hooks: Sequence[Hook] = (),
 ) -> int:
     """`train` on ranks that are joined already; every rank calls it."""
     console = _TrainingConsole(quiet=not world.is_main)
     chosen = placement(recipe.model.placement)
     data = world.on_main(lambda: open_data(recipe.data, console=console))
     world.gather(lambda: verify(data, *world.node_share))
+    check_lengths(data, recipe.train.seq_len)
     recipe = with_vocabulary(recipe, data.tokenizer)
     threads = set_threads(recipe.train.threads)
     before = anchored(load_recipe(run_dir / "recipe.toml")) if resume else recipe
@@ -75,38 +99,39 @@ def train_on(
     if not force:
         world.gather(lambda: check_memory(facts.memory, world.device))
     model = build_model(recipe, chosen, world)
+    trainer = Trainer(recipe, model, data, run_dir, world)
     console.print(f"{run_dir} on {world.size} x {world.device}", style="bold")
     facts.print(console)
     console.print(decay_table(decay_groups(model, recipe.optimizer)))
     with ExitStack() as stack:
         world.on_main(lambda: stack.enter_context(owned(run_dir, resume=resume)))
-        trainer = Trainer(recipe, model, data, run_dir, world)
         changed = changes(before, recipe) if _resumed(trainer, resume, console) else {}
         for name, (old, new) in changed.items():
             console.print(f"{name}: {new} from step {trainer.step + 1} on, {old} before")
         world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
         trainer.run(
-            reporting_hooks(recipe, run_dir, world, console, imported_hooks(recipe)),
-            lambda line: console.print(line, highlight=False, soft_wrap=True),
+            reporting_hooks(recipe, run_dir, world, console, [*hooks, *imported_hooks(recipe)]),
+            lambda line: console.print(line),
             **({"changed": changed} if changed else {}),
         )
-    if trainer.step < recipe.train.steps:
-        console.print(f"stopped at step {trainer.step}; continue with --resume", highlight=False)
-    return trainer.stop if trainer.step < recipe.train.steps else 0
+    if trainer.stopped_by:
+        console.print(f"stopped at step {trainer.step}; continue with --resume")
+    return trainer.stopped_by
 
 
 def _resumed(trainer: Trainer, resume: bool, console: Console) -> bool:
-    """Load the newest checkpoint where there is one, and say so where there is none."""
-    if not resume:
-        return False
-    if trainer.world.on_main(lambda: bool(list_checkpoints(trainer.run_dir))):
+    """Load the newest checkpoint where there is one, or else the weights to start from."""
+    start = trainer.recipe.train.start
+    if resume and trainer.world.on_main(lambda: bool(list_checkpoints(trainer.run_dir))):
         show_problems(trainer.resume(), console)
-    else:
+    elif start is not None:
+        show_problems(trainer.start(Path(start)), console)
+    elif resume:
         console.print(f"{trainer.run_dir}: no checkpoint yet; from step 1 on", style="yellow")
-    return True
+    return resume
 
 
-class _TrainingConsole(Console):
+class _TrainingConsole(Screen):
     """Where nobody reads on (`| head`), the run ends as if its terminal had gone: saved."""
 
     def on_broken_pipe(self) -> None:

@@ -1,9 +1,8 @@
 """A run directory: recipe.toml, placement.toml, environment.json, metrics.jsonl, checkpoints/."""
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from hybridnorm.errors import HybridNormError, naming
 from hybridnorm.files import write_whole
 from hybridnorm.model import ModelConfig, Transformer
 from hybridnorm.placements import Placement, placement_from_dict, placement_to_dict
+from hybridnorm.processes import alone_in
 from hybridnorm.recipe import Recipe, dump_recipe
 from hybridnorm.strict_toml import build, to_table
 from hybridnorm.train.checkpoint import (
@@ -31,7 +31,8 @@ from hybridnorm.train.report import METRICS
 
 RECIPE, PLACEMENT, ENVIRONMENT = "recipe.toml", "placement.toml", "environment.json"
 # What a start that was cut short may leave; the recipe is written last.
-_START = {METRICS, RECIPE, PLACEMENT, ENVIRONMENT, "tokenizer.json", "tokenizer.byte"}
+_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "tokenizer.byte"}
+_START = {METRICS, RECIPE, PLACEMENT, ENVIRONMENT, *_TOKENIZER}
 
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:
@@ -66,27 +67,11 @@ def owned(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """Keep other processes out of the run for as long as this lasts, however it ends.
 
     Raises:
-        HybridNormError: another process trains here, the directory cannot be written, or
-            `check_run_dir` refuses it.
+        HybridNormError: another process holds it, it cannot be written, or `check_run_dir` refuses.
     """
-    with ExitStack() as stack:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            check_run_dir(run_dir, resume=resume)
-            file = stack.enter_context((run_dir / METRICS).open("ab"))
-        except OSError as error:
-            raise HybridNormError(
-                f"{run_dir}: cannot write a run here: {error.strerror}; name another --run-dir"
-            ) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HybridNormError(
-                f"{run_dir}: another process trains here; stop it first, or name another --run-dir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        check_run_dir(run_dir, resume=resume)  # one that has just ended may have made it a run
+    with alone_in(run_dir):
+        check_run_dir(run_dir, resume=resume)
+        (run_dir / METRICS).touch()
         yield
 
 
@@ -96,27 +81,37 @@ def anchored(recipe: Recipe) -> Recipe:
     def full(path: str) -> str:
         return str(Path(path).absolute()) if path not in ("demo", "bpe", "byte") else path
 
-    data = recipe.data
+    data, start = recipe.data, recipe.train.start
     data = replace(
         data,
         tokenizer=full(data.tokenizer),
         source=full(data.source),
+        validation=full(data.validation) if data.validation is not None else None,
         cache=full(data.cache),
         prepared=tuple(map(full, data.prepared)),
     )
-    return replace(recipe, data=data)
+    train = replace(recipe.train, start=None if start is None else full(start))
+    return replace(recipe, data=data, train=train)
 
 
 def describe_run(
-    run_dir: Path, recipe: Recipe, placement: Placement, data: Path, device: torch.device
+    run_dir: Path,
+    recipe: Recipe,
+    placement: Placement,
+    tokenizer: Path | None,
+    device: torch.device,
 ) -> None:
-    """Write what reproduces the run, its tokenizer and its placement included.
+    """Write what reproduces the run.
+
+    Args:
+        tokenizer: what is copied: a tokenizer.json or its folder.
 
     Raises:
         HybridNormError: the directory cannot be written.
     """
     record = {**environment(device), "seed": recipe.seed}
-    copy_tokenizer(data, run_dir)
+    if tokenizer is not None:
+        copy_tokenizer(tokenizer, run_dir)
     write_whole(run_dir / PLACEMENT, tomli_w.dumps(placement_to_dict(placement)))
     write_whole(run_dir / ENVIRONMENT, json.dumps(record, indent=1))
     if recipe.model.placement.endswith(".toml"):  # the run has its own copy
@@ -144,11 +139,8 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[str, Any]:
     """What a resumed run must share with its checkpoint."""
-    shape = to_table(model.config)
-    del shape["placement"]  # its content counts, not what it is called
     return {
-        "model": shape,
-        "placement": placement_to_dict(model.placement),
+        **model_identity(model.config, model.placement),
         "data": data_fingerprint,
         "order": {
             "seed": recipe.seed,
@@ -157,6 +149,13 @@ def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[
         },
         "optimizer": {"name": recipe.optimizer.name},
     }
+
+
+def model_identity(config: ModelConfig, placement: Placement) -> dict[str, Any]:
+    """The part of `identity` that the weights alone have."""
+    shape = to_table(config)
+    del shape["placement"]  # its content counts, not what it is called
+    return {"model": shape, "placement": placement_to_dict(placement)}
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
@@ -168,15 +167,33 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path)
         ("order", "another data order"),
         ("optimizer", "another optimizer"),
     ):
-        before, after = saved.get(part), now[part]
+        if part not in saved:  # weights alone
+            continue
+        before, after = saved[part], now[part]
         if part == "placement":
-            before, after = _function(saved[part]), _function(now[part])
+            before, after = _function(before), _function(after)
         if before != after:
             detail = _difference(before, after) if isinstance(before, dict) else ""
             raise HybridNormError(
                 f"{checkpoint}: the checkpoint is of {name}{detail}; "
-                "resume with the recipe it was made with, or name another --run-dir"
+                "continue with the recipe it was made with, or name another run"
             )
+
+
+def check_start(saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+    """Raise `HybridNormError` unless the weights of a checkpoint are of this run's model.
+
+    How weights were drawn, or how a default is spelled, makes no other model.
+    """
+
+    def plain(known: dict[str, Any]) -> dict[str, Any]:
+        config = build(ModelConfig, known["model"], "model")
+        shape = replace(config, n_kv_heads=config.kv_heads, init="published", init_std=None)
+        if config.n_experts:
+            shape = replace(shape, d_expert=config.expert_width)
+        return model_identity(shape, placement_from_dict(known["placement"]))
+
+    check_identity(plain(saved), plain(now), checkpoint)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
@@ -186,8 +203,9 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         HybridNormError: it is damaged, or lacks something that a run's checkpoint has.
     """
     meta = read_meta(checkpoint)
-    tables = dict.fromkeys(("model", "placement", "order", "optimizer"), dict)
-    for name, kind in {**tables, "data": str, "seconds": float, "skipped_steps": list}.items():
+    of_weights = {"model": dict, "placement": dict, "seconds": float, "skipped_steps": list}
+    of_training = {"data": str, "order": dict, "optimizer": dict}
+    for name, kind in (of_weights | ({} if meta.get("imported") else of_training)).items():
         if not isinstance(meta.get(name), kind):
             raise HybridNormError(f"checkpoint: {checkpoint} is not of a run: no usable {name!r}")
     return meta
@@ -202,16 +220,30 @@ def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]
     Raises:
         HybridNormError: not a run, or no such (or a damaged) checkpoint.
     """
-    if not (run_dir / RECIPE).exists():
-        raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
-    checkpoint, meta, problems = choose_checkpoint(run_dir, which, read_record)
+    checkpoint, meta, problems = find_checkpoint(run_dir, which)
+    return load_model(checkpoint, meta), problems
+
+
+def load_model(checkpoint: Path, meta: dict[str, Any]) -> Transformer:
+    """The model of a checkpoint, float32 on the CPU."""
     with naming(checkpoint), torch.device("meta"):
         placement = placement_from_dict(meta["placement"])
         model = Transformer(build(ModelConfig, meta["model"], "model"), placement)
     check_tensors(checkpoint, training_state(model, None))
     model.to_empty(device="cpu")
     load_checkpoint(checkpoint, training_state(model, None))
-    return model, problems
+    return model
+
+
+def find_checkpoint(run_dir: Path, which: str = "last") -> tuple[Path, dict[str, Any], list[str]]:
+    """A checkpoint of a run, its meta, and a line for each damaged one passed over.
+
+    Raises:
+        HybridNormError: not a run, or no such (or a damaged) checkpoint.
+    """
+    if not (run_dir / RECIPE).exists():
+        raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
+    return choose_checkpoint(run_dir, which, read_record)
 
 
 def show_problems(problems: list[str], console: Console) -> None:

@@ -28,7 +28,12 @@ def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "line", ["oops", "3", "null", "[]", "\0\0", "{}", '{"step": "1"}', "[" * 9999]
+    "line",
+    [
+        *("oops", "3", "null", "[]", "\0\0", "{}", '{"step": "1"}', "[" * 9999, "1" * 5000),
+        *('{"step": 2, "loss": "low"}', '{"step": 2, "val_loss": NaN}', '{"step": 2, "lr": [1]}'),
+        f'{{"step": 2, "tokens": 1{"0" * 400}}}',
+    ],
 )
 def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')

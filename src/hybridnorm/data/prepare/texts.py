@@ -7,10 +7,12 @@ import numpy as np
 
 from hybridnorm.data.config import PrepareConfig
 from hybridnorm.data.dataset import Tokens
-from hybridnorm.data.manifest import MANIFEST, open_prepared, verify
+from hybridnorm.data.manifest import MANIFEST
 from hybridnorm.data.prepare.documents import Tally, documents
 from hybridnorm.data.prepare.folder import refuse_corrupt
-from hybridnorm.data.prepare.inputs import cut_units, find_sources
+from hybridnorm.data.prepare.inputs import cut_units
+from hybridnorm.data.prepare.sources import find_sources
+from hybridnorm.data.prepared import open_prepared, verify
 from hybridnorm.data.tokenizer import load_tokenizer
 
 _CHUNK = 1 << 20  # tokens of a prepared set that are read at once
@@ -27,7 +29,7 @@ def read_texts(name: str, text_field: str = "text") -> Iterator[str]:
         yield from _held_out(folder)
         return
     config, tally = PrepareConfig(text_field=text_field), Tally()
-    for unit in cut_units(find_sources([name])):
+    for unit in cut_units(find_sources([name]).sources):
         for document in documents(unit, config, tally):
             yield document.text
         refuse_corrupt(tally, config)

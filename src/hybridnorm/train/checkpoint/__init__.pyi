@@ -6,4 +6,5 @@ from .storage import CheckpointWriter as CheckpointWriter
 from .storage import check_tensors as check_tensors
 from .storage import load_checkpoint as load_checkpoint
 from .storage import read_meta as read_meta
+from .storage import save_checkpoint as save_checkpoint
 from .storage import training_state as training_state

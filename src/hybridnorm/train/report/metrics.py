@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_text
 
 METRICS = "metrics.jsonl"
+HALVES = "val_loss_choosing", "val_loss_comparing"
+"""Of the held-out text: one to choose settings by, one to compare what was chosen."""
+_NUMBERS = (
+    *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
+    *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte", *HALVES),
+)
 Row = dict[str, Any]
 
 
@@ -90,7 +97,13 @@ def _row(line: str) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    is_row = isinstance(row, dict) and isinstance(row.get("step"), int)
+    return row if is_row and all(_is_number(row.get(name, 0)) for name in _NUMBERS) else None
+
+
+def _is_number(value: object) -> bool:
+    """Whether it can be compared, drawn and printed as one; null stands for what is not finite."""
+    return value is None or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)
 
 
 def _is_nonfinite(value: object) -> bool:
