@@ -174,9 +174,10 @@ def _train(argv: Sequence[str]) -> None:
 
     set_up_process(recipe.train)
     from hybridnorm.diagnose import probing_hooks
+    from hybridnorm.evaluate import asking_hooks
     from hybridnorm.train import end_rank, train
 
-    hooks = probing_hooks(recipe)
+    hooks = [*probing_hooks(recipe), *asking_hooks(recipe)]
     stopped_by = train(recipe, run_dir, resume=args.resume, force=args.force, hooks=hooks)
     end_rank(128 + stopped_by if stopped_by else 0)
 

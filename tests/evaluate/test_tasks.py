@@ -191,7 +191,7 @@ def test_the_command_on_a_folder_of_hugging_face(llama: Path, cli: Cli, tmp_path
         (["--tasks", "arc_esy", "--offline"], "did you mean 'arc_easy'?"),
         (["--tasks", "mmlu_astronomy", "--offline"], "is not among those without a network"),
         (["--tasks", "piqa"], "piqa cannot be loaded"),
-        (["--tasks", "piqa", "--offline", "--shots", "-1"], "shots: must not be negative"),
+        (["--tasks", "piqa", "--offline", "--shots", "-1"], "shots: must be at least 0"),
         (["--tasks", "piqa", "--offline", "--limit", "0"], "limit: must be at least 1"),
     ],
 )

@@ -72,8 +72,8 @@ def test_equal_documents_leave_no_error() -> None:
     [
         (["", ""], None, "x: holds no text"),
         ([], None, "x: holds no text"),
-        (["a"], 65, "stride: 65 is longer than a window of 64 tokens; lower it"),
-        (["a"], 0, "stride: must be at least 1, got 0"),
+        (["a"], 65, "stride: must lie between 1 and the window of 64 tokens, got 65"),
+        (["a"], 0, "stride: must lie between 1"),
     ],
 )
 def test_bad_texts(texts: list[str], stride: int | None, message: str) -> None:
@@ -116,8 +116,11 @@ def test_a_run_on_files_and_on_its_own_held_out_text(
         (["--text", "{empty}"], "empty.txt: holds no text to score"),
         (["--text", "{bad}"], "line 2: not a JSON object"),
         (["--text", "{empty}", "--checkpoint", "7"], "has no checkpoint '7'"),
-        (["--text", "{empty}", "--batch-tokens", "0"], "batch_tokens: must be at least 1"),
-        (["--text", "{empty}", "--stride", "99"], "stride: 99 is longer than a window of 32"),
+        (["--text", "{empty}", "--batch-tokens", "0"], "batch_tokens: must be at least 1, got 0"),
+        (
+            ["--text", "{empty}", "--stride", "99"],
+            "stride: must lie between 1 and the window of 32",
+        ),
     ],
 )
 def test_bad_input_is_one_line(

@@ -7,9 +7,20 @@ from torch.distributed.fsdp import FSDPModule
 from hybridnorm.data import load_tokenizer
 from hybridnorm.evaluate.results import QUESTIONS, columns
 from hybridnorm.evaluate.run_model import RunModel
-from hybridnorm.evaluate.tasks import Tasks, ask, check_installed
+from hybridnorm.evaluate.tasks import Tasks, ask
 from hybridnorm.files import write_whole
+from hybridnorm.recipe import Recipe
 from hybridnorm.train import Hook, Row, State
+
+
+def asking_hooks(recipe: Recipe) -> list[Hook]:
+    """The hook of a recipe's `[evaluate]`; none where it names no tasks.
+
+    Raises:
+        HybridNormError: lm-eval or a task's data is missing, or there is no such task.
+    """
+    config = recipe.evaluate
+    return [TaskScores(Tasks(config.tasks, offline=config.offline))] if config.tasks else []
 
 
 class TaskScores(Hook):
@@ -17,17 +28,10 @@ class TaskScores(Hook):
 
     The score of every question goes to questions.json, for paired comparisons. Every rank asks all
     questions: a model that is laid out over ranks needs them all.
-
-    Raises:
-        HybridNormError: lm-eval is not installed.
     """
 
-    def __init__(self) -> None:
-        check_installed()
-
-    def start(self, state: State) -> None:
-        config = state.recipe.evaluate
-        self.tasks = Tasks(config.tasks, offline=config.offline)
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
 
     def after_evaluation(self, state: State, row: Row) -> None:
         config, train = state.recipe.evaluate, state.recipe.train

@@ -37,12 +37,12 @@ def score_texts(
         advance: called with the number of documents that are done.
 
     Raises:
-        HybridNormError: a stride longer than a window, or no text.
+        HybridNormError: a stride that is longer than a window, or no text.
     """
     stride = max(1, candidate.window // 2) if stride is None else stride
-    if stride > candidate.window:
+    if not 1 <= stride <= candidate.window:
         raise HybridNormError(
-            f"stride: {stride} is longer than a window of {candidate.window} tokens; lower it"
+            f"stride: must lie between 1 and the window of {candidate.window} tokens, got {stride}"
         )
     found: list[_Document] = []
     remaining = iter(texts)

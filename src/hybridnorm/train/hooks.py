@@ -19,7 +19,6 @@ from hybridnorm.train.import_path import import_class
 from hybridnorm.train.world import World
 
 Row = dict[str, Any]
-_TASK_SCORES = "hybridnorm.evaluate.TaskScores"  # of a room above, so by name as users' hooks
 
 
 @dataclass(frozen=True)
@@ -86,19 +85,15 @@ class Hook:
 
 
 def imported_hooks(recipe: Recipe) -> list[Hook]:
-    """One of each class that `[train] hooks` names, and the hook of `[evaluate] tasks`.
-
-    What goes wrong in a user's is one line.
+    """One of each class that `[train] hooks` names; what goes wrong in it is one line.
 
     Raises:
         HybridNormError: no such module or class, or one that cannot be made without arguments.
     """
-    hooks: list[Hook] = []
+    hooks = []
     for path in recipe.train.hooks:
         cls = import_class(path, Hook, "train.hooks")
         hooks.append(cast(Hook, _Reported(path, _reported(cls, f"{path}()")())))
-    if recipe.evaluate.tasks:
-        hooks.append(import_class(_TASK_SCORES, Hook, "evaluate.tasks")())
     return hooks
 
 
