@@ -23,10 +23,10 @@ PAGES = {
     for path in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 }
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-RECIPE = r"(?:model|data|train|optimizer|schedule|parallel|diagnose)\.[a-z][\w-]*"
+RECIPE = r"(?:model|data|train|optimizer|schedule|parallel|diagnose|evaluate)\.[a-z][\w-]*"
 VERBS = (
-    *("train", "prepare", "generate", "study", "diagnose", "export", "import", "inspect", "show"),
-    "classify",
+    *("train", "prepare", "generate", "evaluate", "study", "diagnose", "export", "import"),
+    *("inspect", "show", "classify"),
 )
 
 

@@ -21,6 +21,7 @@ FLOORS = (
     "data",
     "recipe",
     "train",
+    "evaluate",
     "diagnose",
     "study",
 )

@@ -25,4 +25,6 @@ from .norms import Scale as Scale
 from .parallel import MESH_DIMENSIONS as MESH_DIMENSIONS
 from .parallel import parallelize as parallelize
 from .sampling import generate as generate
+from .sampling import with_cast_weights as with_cast_weights
 from .transformer import Transformer as Transformer
+from .transformer import Tree as Tree
