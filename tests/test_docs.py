@@ -130,7 +130,7 @@ def test_options_and_fields_exist(name: str, options: dict[str, set[str]]) -> No
     text = re.sub(r"torch\.[\w.]+|hybridnorm\.[\w.]+", "", PAGES[name])
     dotted = set(re.findall(rf"--{RECIPE}|(?<=`){RECIPE}(?=[` ])", text))
     spelled = {"--" + field.removeprefix("--").replace("_", "-") for field in dotted}
-    files = {field for field in spelled if field.endswith((".md", ".py"))}
+    files = {field for field in spelled if field.endswith((".md", ".py", ".html"))}
     assert spelled - files <= fields
 
 
