@@ -183,7 +183,10 @@ def _probes(folder: Path) -> Iterable[str]:
         return ()
     from hybridnorm.diagnose import probe_sections, recorded_probes  # torch
 
-    return probe_sections(recorded_probes(folder / "runs"), folder / "figures")
+    try:
+        return probe_sections(recorded_probes(folder / "runs"), folder / "figures")
+    except HybridNormError as error:  # the losses are as good as before
+        return [f"<p>{html.escape(str(error))}</p>"]
 
 
 def _command(folder: Path) -> str:
