@@ -21,10 +21,11 @@ FLOORS = (
     "data",
     "recipe",
     "train",
+    "evaluate",
     "diagnose",
     "study",
 )
-BESIDE = {"interop": "train"}  # rooms that stand on a floor of their own
+BESIDE = {"interop": "train", "nn": "model"}  # rooms that stand on a floor of their own
 
 
 def imports(path: Path) -> Iterator[tuple[str, ...]]:

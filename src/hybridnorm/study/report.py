@@ -15,6 +15,7 @@ from hybridnorm.strict_toml import to_table
 from hybridnorm.study.figures import figure_svg, figures, save_figures
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result, arm_columns, arms, runs_text
+from hybridnorm.study.tasks import task_columns
 
 _CAPTIONS = {
     "training-loss": "Training loss. Line: mean over seeds; band: lowest to highest run.",
@@ -32,10 +33,12 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
     sections = [
         f"<h1>{html.escape(study.title)}</h1>",
         f'<p class="verdict">{html.escape(verdict(study, found))}</p>',
+        *([f"<p>{html.escape(study.note)}</p>"] if study.note else []),
         "<h2>Result</h2>",
         html_table(arm_columns(study, found)),
         *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
         *(html_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
+        *_tasks(study, found),
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),
@@ -112,6 +115,18 @@ def _reading(study: Study, found: Sequence[Arm]) -> list[str]:
             "window) and compared on the other half."
         )
     return lines
+
+
+def _tasks(study: Study, found: Sequence[Arm]) -> list[str]:
+    columns = task_columns(study, found)
+    if not columns["task"]:
+        return []
+    line = (
+        "Differences are paired over questions, each scored by its mean over the runs of an arm. "
+        "Brackets: 95% Student t interval over questions; * where it excludes zero. Above zero is "
+        "better. It says how far other questions would move the difference, not other seeds."
+    )
+    return ["<h2>Tasks</h2>", html_table(columns), f"<p>{line}</p>"]
 
 
 def _conditions(study: Study, folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.evaluate import read_questions
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.statistics import Comparison, compare
 from hybridnorm.train.report import HALVES, METRICS, Metrics, read_metrics
@@ -26,6 +27,8 @@ class Result:
     metrics: Metrics
     status: str
     reason: str = ""
+    questions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The score of each question by task, where the run was asked some."""
 
     @property
     def val_loss(self) -> float | None:
@@ -134,7 +137,7 @@ def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
     if crash and status not in DONE:
         reason = crash
         status = status if status == "interrupted" else "crashed"
-    return Result(run, metrics, status, reason)
+    return Result(run, metrics, status, reason, read_questions(run_dir))
 
 
 def arms(study: Study, results: list[Result]) -> list[Arm]:
@@ -184,8 +187,8 @@ def results_table(study: Study, results: list[Result]) -> Table:
 def arm_columns(study: Study, found: list[Arm]) -> dict[str, list[str]]:
     """Heading to cells, one cell per arm."""
     columns: dict[str, list[str]] = {study.compare: [str(arm.value) for arm in found]}
-    for field in found[0].settings:
-        columns[field] = [str(arm.settings[field]) for arm in found]
+    for name in found[0].settings:
+        columns[name] = [str(arm.settings[name]) for arm in found]
     columns["held-out loss"] = [number(arm.val_loss, ".4f") for arm in found]
     columns["perplexity"] = [number(perplexity(arm), ".2f") for arm in found]
     columns["bits/byte"] = [number(arm.mean("val_bits_per_byte"), ".4f") for arm in found]
@@ -203,12 +206,17 @@ def perplexity(arm: Arm) -> float | None:
 
 def difference(arm: Arm) -> str:
     """ "−0.0123 [−0.0200, −0.0046]*" with the t interval; * where it excludes zero."""
-    if arm.comparison is None:
+    return interval(arm.comparison)
+
+
+def interval(found: Comparison | None) -> str:
+    """A mean difference with its t interval."""
+    if found is None:
         return "–"
-    text = _signed(arm.comparison.mean)
-    if arm.comparison.t_interval:
-        low, high = map(_signed, arm.comparison.t_interval)
-        text += f" [{low}, {high}]" + ("*" if arm.comparison.significant else "")
+    text = _signed(found.mean)
+    if found.t_interval:
+        low, high = map(_signed, found.t_interval)
+        text += f" [{low}, {high}]" + ("*" if found.significant else "")
     return text
 
 

@@ -8,6 +8,7 @@ from .checkpoint import read_meta as read_meta
 from .checkpoint import training_state as training_state
 from .generation import generate_text as generate_text
 from .hooks import Hook as Hook
+from .hooks import Row as Row
 from .hooks import State as State
 from .imported import write_imported as write_imported
 from .loop import Trainer as Trainer
@@ -18,6 +19,7 @@ from .run import build_model as build_model
 from .run import train as train
 from .run import with_vocabulary as with_vocabulary
 from .run_dir import check_identity as check_identity
+from .run_dir import show_problems as show_problems
 from .trained import Trained as Trained
 from .trained import load_trained as load_trained
 from .world import World as World

@@ -162,7 +162,7 @@ def _repeated(
     found = []
     with mapped(partial(digest_unit, config), units, workers) as results:
         for unit_digests, tally in progress.follow("looking for duplicates", units, results):
-            _refuse_corrupt(tally, config)
+            refuse_corrupt(tally, config)
             found.append(unit_digests)
     ends = np.cumsum([len(part) for part in found])
     digests = np.concatenate(found)
@@ -226,7 +226,7 @@ def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgres
             if not document.held_out:
                 left -= len(document.text.encode())
                 yield document.text
-        _refuse_corrupt(tally, config)
+        refuse_corrupt(tally, config)
 
 
 def _tokenize(
@@ -240,16 +240,17 @@ def _tokenize(
     records = {job.number: record for job in jobs if (record := read_record(out, job.number))}
     missing = [job for job in jobs if job.number not in records]
     for record in records.values():
-        _refuse_corrupt(record.tally, config)
+        refuse_corrupt(record.tally, config)
     with mapped(partial(tokenize_unit, out, config), missing, workers) as results:
         units = [job.unit for job in missing]
         for job, record in zip(missing, progress.follow("tokenizing", units, results), strict=True):
-            _refuse_corrupt(record.tally, config)
+            refuse_corrupt(record.tally, config)
             records[job.number] = record
     return [records[job.number] for job in jobs]
 
 
-def _refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
+def refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
+    """Raise `HybridNormError` naming the first corrupt line, where such lines are fatal."""
     if config.bad_lines == "fail" and tally.corrupt:
         raise _fatal(located(tally)[0])
 

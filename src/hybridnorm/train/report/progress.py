@@ -51,6 +51,15 @@ class TrainingProgress:
             f"perplexity {row['val_perplexity']:.2f}  bits/byte {row['val_bits_per_byte']:.4f}"
         )
 
+        tasks = {name: row[name] for name in row if name.startswith("tasks/")}
+        shown = [
+            f"{name.removeprefix('tasks/')} {value:.4f}"
+            for name, value in tasks.items()
+            if not name.endswith("_stderr")
+        ]
+        if shown:
+            self.note(f"step {row['step']:>6}/{self.steps}  {'  '.join(shown)}")
+
     def note(self, text: str) -> None:
         self.console.print(text)
 
