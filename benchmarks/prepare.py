@@ -28,8 +28,9 @@ from rich.table import Table
 from hybridnorm.data.config import PrepareConfig
 from hybridnorm.data.prepare.documents import Tally, documents
 from hybridnorm.data.prepare.folder import prepare_folder
-from hybridnorm.data.prepare.inputs import cut_units, find_sources
+from hybridnorm.data.prepare.inputs import cut_units
 from hybridnorm.data.prepare.pool import cores
+from hybridnorm.data.prepare.sources import find_sources
 from hybridnorm.data.tokenizer import load_tokenizer, train_bpe
 
 CONSOLE = Console(width=120)
@@ -38,7 +39,7 @@ DIRECT_BATCH = 10_000  # documents; all at once would need gigabytes
 
 
 def demo_texts() -> list[str]:
-    units = cut_units(find_sources(["demo"]))
+    units = cut_units(find_sources(["demo"]).sources)
     return [d.text for unit in units for d in documents(unit, PrepareConfig(), Tally())]
 
 
@@ -75,8 +76,8 @@ def speed(folder: Path, megabytes: int, rounds: int, vocab_size: int) -> None:
 
     def ours() -> None:
         out = folder / f"out-{next(numbers)}"
-        sources = find_sources([str(corpus)])
-        prepare_folder(sources, out, config, workers=cores(), console=QUIET)
+        found = find_sources([str(corpus)])
+        prepare_folder(found, out, config, workers=cores(), console=QUIET)
 
     contenders: dict[str, Callable[[], None]] = {
         "tokenizers.encode_batch_fast": direct,

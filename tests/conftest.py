@@ -49,6 +49,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut text into units of a few kilobytes, as large inputs are into larger ones."""
+    monkeypatch.setattr("hybridnorm.data.prepare.inputs._SMALLEST", 8000)
+    monkeypatch.setattr("hybridnorm.data.prepare.inputs._LARGEST", 8000)
+
+
 @pytest.fixture(scope="session")
 def tiny(corpus: Path) -> list[str]:
     """Overrides that make a run take a second."""
@@ -63,6 +70,7 @@ def tiny(corpus: Path) -> list[str]:
         *("--train.steps", "20"),
         *("--train.batch-size", "4"),
         *("--train.seq-len", "32"),
+        *("--train.log-every", "1"),
         *("--train.eval-every", "10"),
         *("--train.eval-sequences", "8"),
         *("--train.checkpoint-every", "5"),
@@ -80,3 +88,13 @@ def cli() -> Cli:
 def own_process() -> Cli:
     """`hybridnorm` with these arguments, as users start it."""
     return in_own_process
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: list[str], cli: Cli) -> Path:
+    """A run of two steps, in a folder that would be markup."""
+    run_dir = tmp_path_factory.mktemp("run") / "r[/x]"
+    result = cli("train", "demo", *tiny, "--train.steps", "2", "--run-dir", run_dir)
+    assert result.returncode == 0, result.stderr
+    assert str(run_dir) in result.stdout
+    return run_dir

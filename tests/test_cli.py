@@ -38,7 +38,7 @@ def test_help_shows_every_field_with_meaning_and_default() -> None:
         capture_output=True,
         text=True,
     )
-    for word in ("--model.placement", "--optimizer.lr", "0.003", "Peak learning rate"):
+    for word in ("--model.placement", "--optimizer.lr", "0.002", "Peak learning rate"):
         assert word in result.stdout
 
 
@@ -52,7 +52,7 @@ def test_help_shows_every_field_of_a_recipe(verb: str, cli: Cli) -> None:
         if f"--{name.replace('_', '-')}" not in result.stdout
     ]
     assert not missing
-    assert all(name in result.stdout for name in (*PRESETS, "(default: 0.003)"))
+    assert all(name in result.stdout for name in (*PRESETS, "(default: 0.002)"))
 
 
 def test_a_flag_hides_no_recipe_and_presets_start_from_the_command_line(
@@ -83,6 +83,11 @@ def test_a_flag_hides_no_recipe_and_presets_start_from_the_command_line(
         (["study", "--model.placment", "x"], "did you mean '--model.placement'?"),
         (["study", "--train.steps", "many"], "--train.steps: expected a whole number, got 'many'"),
         (["study", "--jobs", "many"], "--jobs"),
+        (["study", "--jobs", "0"], "jobs: must be from 1 to 1,024, got 0"),
+        (["train", ""], "recipe: unknown name ''"),
+        (["study", ""], "study: unknown name ''"),
+        (["show", ""], "placement: the name is empty"),
+        (["train", "--train.hooks"], "--train.hooks: expected values, got none"),
         (["study", "--jbos", "2"], "unknown argument '--jbos'; did you mean '--jobs'?"),
     ],
 )

@@ -15,7 +15,7 @@ __all__ = ["ModelConfig", "Placement", "Transformer", "classify", "placement"]
 _LAZY = {
     "ModelConfig": "hybridnorm.model.config",
     "Transformer": "hybridnorm.model.transformer",
-    "classify": "hybridnorm.diagnose.classify",
+    "classify": "hybridnorm.diagnose.classifier",
 }
 
 

@@ -1,33 +1,25 @@
 """`hybridnorm <verb>`: thin calls into the rooms. Torch is imported by the verbs that compute."""
 
-import contextlib
-import io
-import itertools
 import os
-import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from tyro.conf import Positional
 
 import hybridnorm
 from hybridnorm.data import PrepareConfig
-from hybridnorm.errors import HybridNormError, check_at_least, nearest
-from hybridnorm.recipe import (
-    RecipeFields,
-    builtin,
-    field_types,
-    load_fields,
-    load_recipe,
-    split_overrides,
-)
-
-T = TypeVar("T")
+from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.evaluate import EvaluateOptions
+from hybridnorm.model import SamplingConfig
+from hybridnorm.options import parse_options
+from hybridnorm.ranges import Layers, Processes, Ranged
+from hybridnorm.recipe import RecipeFields, builtin, load_fields, load_recipe, split_overrides
+from hybridnorm.terminal import Screen, close_output, open_output, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +31,22 @@ class Train:
     run_dir: Path | None = None
     """Directory of the run. None: runs/<recipe>-<placement>-seed<seed>."""
     resume: bool = False
-    """Continue the run in `run_dir` from its newest checkpoint."""
+    """Continue the run in `run_dir` from its newest checkpoint, with its own recipe where none is
+    named."""
+    force: bool = False
+    """Start even where the estimated memory exceeds what is free."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show:
+class Show(Ranged):
     """Equations, facts and drawing of a placement; without a name, the list of all."""
 
-    placement: Positional[str] = ""
+    placement: Positional[str | None] = None
     """A placement's name, a grammar name such as qkv-post, or a .toml file."""
     out: Path = Path()
     """Folder of the drawings."""
-    n_layers: int = 12
+    n_layers: Layers = 12
     """Number of blocks of the model shown."""
 
 
@@ -67,7 +62,7 @@ class Classify:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyArgs:
+class StudyArgs(Ranged):
     """Run a grid of recipes under identical conditions and report on it.
 
     Recipe fields go to every run: --train.steps 500. Several values in a row are an axis of the
@@ -78,13 +73,13 @@ class StudyArgs:
     """A built-in study or a .toml file."""
     dir: Path | None = None
     """Folder of the study. None: studies/<study>."""
-    jobs: int = 1
+    jobs: Processes = 1
     """Runs at a time; they share the cores."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare:
+class Prepare(Ranged):
     """Turn text into token shards: in parallel, restartable, the same whatever the workers."""
 
     inputs: Positional[tuple[str, ...]]
@@ -92,13 +87,13 @@ class Prepare:
     them, folders of saved Hugging Face datasets, or demo."""
     out: Path
     """Folder of the shards; one that was left unfinished is continued."""
-    workers: int | None = None
+    workers: Processes | None = None
     """Processes. None: one per core."""
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(SamplingConfig):
     """Continue a prompt with a trained model."""
 
     run_dir: Positional[Path]
@@ -107,44 +102,113 @@ class Generate:
     """Text to continue."""
     checkpoint: str = "last"
     """last, best (lowest held-out loss), or a step."""
-    max_new_tokens: int = 100
-    """Tokens to generate at most."""
-    temperature: float = 0.8
-    """Divides the logits; 0 takes the likeliest token."""
-    top_k: int | None = None
-    """Sample from the k likeliest tokens only."""
-    top_p: float | None = None
-    """Sample from the smallest set of tokens with this probability only."""
-    seed: int = 0
-    """Seed of the sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the model of a run as a folder that Hugging Face transformers loads."""
+
+    run_dir: Positional[Path]
+    """Directory of a run."""
+    to: Path
+    """Folder to write; it must not exist."""
+    checkpoint: str = "last"
+    """last, best (lowest held-out loss), or a step."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of the weights."""
+    architecture: Annotated[str, tyro.conf.arg(name="as")] = "hybridnorm"
+    """hybridnorm (any placement; the folder brings its code), or the architecture that the
+    placement is: llama, qwen3, olmo2, olmoe or mixtral."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a run of a model from elsewhere, to be trained on."""
+
+    source: Positional[Path]
+    """An export, a Llama, Qwen 3, Olmo 2, OLMoE or Mixtral folder, or a checkpoint of the authors
+    of HybridNorm, a folder or a file."""
+    to: Path
+    """Directory of the run; it must not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """What a run or a model folder holds."""
+
+    path: Positional[Path]
+    """Directory of a run, or a folder of transformers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Look into a model with probes, and gather what they find in one page.
+
+    A recipe is diagnosed at initialization; a run at a checkpoint, beside what its `[diagnose]`
+    recorded; a study by what its runs recorded, arm beside arm.
+    """
+
+    target: Positional[str] = "demo"
+    """A built-in recipe or a .toml file, the directory of a run, or the folder of a study."""
+    probes: tuple[str, ...] = ()
+    """Probes. None named: all of those that need no training of their own."""
+    list: bool = False
+    """Only list the probes."""
+    checkpoint: str = "last"
+    """Of a run: last, best (lowest held-out loss), or a step."""
+    out: Path | None = None
+    """Folder of the page. None: diagnose/ in the run or study, diagnose/<recipe>-<placement>-seed
+    <seed> for a recipe."""
+    config: Annotated[RecipeFields, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Judge a trained model on texts and on tasks, with standard errors."""
+
+    model: Positional[Path]
+    """Directory of a run, or a Hugging Face folder."""
+    config: Annotated[EvaluateOptions, tyro.conf.arg(name="")]
 
 
 def _train(argv: Sequence[str]) -> None:
     line = split_overrides(argv, Train, "recipe", _is_file_or(builtin()))
-    name = line.positional or "demo"
+    name = "demo" if line.positional is None else line.positional
     default = Train(recipe=name, config=load_fields(name))
-    args = _parse(Train, "train", line.options, default)
+    args = parse_options(Train, "train", line.options, default)
+    run_dir = args.run_dir or _default_run_dir(name, line.overrides)
+    own = run_dir / "recipe.toml"
+    if args.resume and line.positional is None and own.exists():
+        name = str(own)
     recipe = load_recipe(name, line.overrides)
     from hybridnorm.train import set_up_process
 
     set_up_process(recipe.train)
+    from hybridnorm.diagnose import probing_hooks
+    from hybridnorm.evaluate import asking_hooks
     from hybridnorm.train import end_rank, train
 
+    hooks = [*probing_hooks(recipe), *asking_hooks(recipe)]
+    stopped_by = train(recipe, run_dir, resume=args.resume, force=args.force, hooks=hooks)
+    end_rank(128 + stopped_by if stopped_by else 0)
+
+
+def _default_run_dir(name: str, overrides: Mapping[str, object]) -> Path:
+    recipe = load_recipe(name, overrides)
     stem = f"{Path(name).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
-    train(recipe, args.run_dir or Path("runs") / stem, resume=args.resume)
-    end_rank()
+    return Path("runs") / stem
 
 
 def _show(argv: Sequence[str]) -> None:
-    args = _parse(Show, "show", argv)
+    args = parse_options(Show, "show", argv)
     from hybridnorm.placements.show import show
 
-    show(args.placement or None, args.out, args.n_layers)
+    show(args.placement, args.out, args.n_layers)
 
 
 def _classify(argv: Sequence[str]) -> None:
-    args = _parse(Classify, "classify", argv)
-    from hybridnorm.diagnose.classify import classify_command
+    args = parse_options(Classify, "classify", argv)
+    from hybridnorm.diagnose.classifier import classify_command
 
     classify_command(args.module, args.out)
 
@@ -153,11 +217,11 @@ def _study(argv: Sequence[str]) -> None:
     line = split_overrides(argv, StudyArgs, "study", _is_file_or(builtin("studies")), grid=True)
     from hybridnorm.study import load_study
 
-    study = load_study(line.positional or "demo", line.overrides)
+    name = "demo" if line.positional is None else line.positional
+    study = load_study(name, line.overrides)
     config = load_fields(study.recipe, {**study.common, **study.runs[0].values})
-    default = StudyArgs(study=line.positional or "demo", config=config)
-    args = _parse(StudyArgs, "study", line.options, default)
-    check_at_least(1, "jobs", args.jobs)
+    default = StudyArgs(study=name, config=config)
+    args = parse_options(StudyArgs, "study", line.options, default)
     from hybridnorm.study import run_study
 
     folder = args.dir or Path("studies") / study.name
@@ -165,40 +229,89 @@ def _study(argv: Sequence[str]) -> None:
 
 
 def _prepare(argv: Sequence[str]) -> None:
-    args = _parse(Prepare, "prepare", argv)
-    check_at_least(1, "workers", args.workers)
-    from rich.console import Console
-
+    args = parse_options(Prepare, "prepare", argv)
     from hybridnorm.data import cores, find_sources, prepare_folder, report
 
-    console, workers = Console(), args.workers or cores()
-    sources = find_sources(args.inputs)
-    manifest = prepare_folder(sources, args.out, args.config, workers=workers, console=console)
-    console.print(report(args.out, manifest))
+    screen, workers = Screen(), args.workers or cores()
+    found = find_sources(args.inputs, args.config.validation)
+    manifest = prepare_folder(found, args.out, args.config, workers=workers, console=screen)
+    screen.print(report(args.out, manifest))
 
 
 def _generate(argv: Sequence[str]) -> None:
-    args = _parse(Generate, "generate", argv)
+    args = parse_options(Generate, "generate", argv)
     from hybridnorm.train import generate_text
 
-    text = generate_text(
+    print(generate_text(args.run_dir, args.prompt, args, checkpoint=args.checkpoint))
+
+
+def _export(argv: Sequence[str]) -> None:
+    args = parse_options(Export, "export", argv)
+    from hybridnorm.interop.huggingface import export_run
+
+    problems = export_run(
         args.run_dir,
-        args.prompt,
+        args.to,
         checkpoint=args.checkpoint,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
+        dtype=args.dtype,
+        architecture=args.architecture,
     )
-    print(text)
+    for problem in problems:
+        print(f"passed over: {problem}", file=sys.stderr)
+    print(f"exported to {args.to}")
+
+
+def _import(argv: Sequence[str]) -> None:
+    args = parse_options(Import, "import", argv)
+    from hybridnorm.interop.huggingface import import_model
+
+    import_model(args.source, args.to)
+    print(f"imported to {args.to}; train on with")
+    print(f"  hybridnorm train {args.to}/recipe.toml --run-dir {args.to} --resume")
+
+
+def _inspect(argv: Sequence[str]) -> None:
+    args = parse_options(Inspect, "inspect", argv)
+    from hybridnorm.interop import inspect
+
+    inspect(args.path)
+
+
+def _diagnose(argv: Sequence[str]) -> None:
+    line = split_overrides(argv, Diagnose, "target", _is_file_or(builtin()))
+    target = line.positional or "demo"
+    folder = Path(target).is_dir()
+    default = Diagnose(target=target, config=load_fields("demo" if folder else target))
+    args = parse_options(Diagnose, "diagnose", line.options, default)
+    from hybridnorm.diagnose import diagnose, listing
+
+    if args.list:
+        print(listing())
+        return
+    from hybridnorm.train import end_rank
+
+    probes = args.probes or default.config.diagnose.probes
+    diagnose(target, line.overrides, probes, checkpoint=args.checkpoint, out=args.out)
+    end_rank(0)
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    args = parse_options(Evaluate, "evaluate", argv)
+    from hybridnorm.evaluate import evaluate
+
+    evaluate(args.model, args.config)
 
 
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("train one model", _train),
     "prepare": ("turn text into token shards, once and in parallel", _prepare),
     "generate": ("continue a prompt with a trained model", _generate),
+    "evaluate": ("perplexity of texts, and downstream tasks through lm-eval", _evaluate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
+    "export": ("a run as a folder that Hugging Face transformers loads", _export),
+    "import": ("a model from elsewhere as a run", _import),
+    "inspect": ("what a run or a model folder holds", _inspect),
+    "diagnose": ("see why a placement trains well or badly: probes on a model or a run", _diagnose),
     "show": ("equations, facts and drawing of a placement", _show),
     "classify": ("say which norms a block or a model of anybody has", _classify),
 }
@@ -206,29 +319,40 @@ VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
 
 def main() -> None:
     """The command line. Bad input is one line on stderr and exit status 1."""
-    verb, *argv = sys.argv[1:] or ["--help"]
+    try:
+        open_output()
+        try:
+            _run(*sys.argv[1:] or ["--help"])
+        finally:
+            close_output()
+    except HybridNormError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        # What fails without a name was open already; writers of files name theirs.
+        _fail(f"{error.filename or 'standard output'}: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    # Under torchrun every rank sees the same bad input; one of a node's ranks says it.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    sys.exit(f"hybridnorm: {printable(message)}" if speaks else 1)
+
+
+def _run(verb: str, *argv: str) -> None:
+    if odd := [word for word in argv if any("\ud800" <= c <= "\udfff" for c in word)]:
+        raise HybridNormError(f"{odd[0]}: is not text here; rename it, or set LC_ALL=C.UTF-8")
     if verb in ("-h", "--help"):
         print(_usage())
     elif verb == "--version":
         print(hybridnorm.__version__)
-    else:
-        _guarded(verb, argv)
-
-
-def _guarded(verb: str, argv: Sequence[str]) -> None:
-    try:
-        if verb not in VERBS:
-            raise HybridNormError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
+    elif verb in VERBS:
         VERBS[verb][1](argv)
-    except HybridNormError as error:
-        # Under torchrun every rank sees the same bad input; one of a node's ranks says it.
-        speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-        sys.exit(f"hybridnorm: {error}" if speaks else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader (head, less) has gone; without this, Python complains while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        raise HybridNormError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
 
 
 def _usage() -> str:
@@ -248,45 +372,3 @@ def _usage() -> str:
 
 def _is_file_or(known: Collection[str]) -> Callable[[str], bool]:
     return lambda word: word.endswith(".toml") or word in known
-
-
-def _parse(cls: type[T], verb: str, argv: Sequence[str], default: T | None = None) -> T:
-    """Parse `argv` into `cls`; an unknown option is one line that offers the nearest one.
-
-    Raises:
-        HybridNormError: an unknown option, or a value that its field refuses.
-    """
-    boxed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(boxed):
-            parsed, unknown = tyro.cli(
-                cls, prog=f"hybridnorm {verb}", args=argv, default=default, return_unknown_args=True
-            )
-    except SystemExit as stop:
-        if stop.code:
-            raise HybridNormError(_first_sentence(boxed.getvalue())) from None
-        raise
-    if unknown:
-        option = unknown[0].split("=")[0]
-        is_flag = option.startswith("--")
-        hint = nearest(option.replace("_", "-"), _options(cls)) if is_flag else "see --help"
-        raise HybridNormError(f"unknown argument {option!r}; {hint}")
-    return cast(T, parsed)
-
-
-def _first_sentence(box: str) -> str:
-    """The message of tyro's error box, on one line and without the frame."""
-    # On a terminal without UTF-8 the frame is spaces and hyphens.
-    _title, *lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    below = itertools.dropwhile(_is_rule, lines)
-    message = itertools.takewhile(lambda line: not _is_rule(line), below)
-    return re.sub(r"^Error parsing config\S*: ", "", " ".join(message))
-
-
-def _is_rule(line: str) -> bool:
-    return bool(line) and set(line) <= {"─", "-"}
-
-
-def _options(cls: type) -> list[str]:
-    """Every option of a verb, dotted names for nested ones."""
-    return [f"--{n.removeprefix('config.').replace('_', '-')}" for n in field_types(cls)]

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
 
 
 class HybridNormError(ValueError):
@@ -16,11 +18,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
 
 
-def check_at_least(smallest: float, field: str, value: float | None) -> None:
-    """Raise `HybridNormError` for a `value` below `smallest` (or nan); None is not set."""
-    if value is not None and not value >= smallest:
-        wanted = "not be negative" if smallest == 0 else f"be at least {smallest}"
-        raise HybridNormError(f"{field}: must {wanted}, got {value}")
+def check_unused(config: Any, why: str, *names: str) -> None:
+    """Raise `HybridNormError` for a field of a dataclass that is set though it has no effect."""
+    for field in fields(config):
+        if field.name in names and getattr(config, field.name) != field.default:
+            raise HybridNormError(f"{field.name}: has no effect {why}; leave it out")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import tomllib
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def write_whole(path: Path, content: str) -> None:
         ) from None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Traversable) -> str:
     """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
@@ -60,3 +62,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise HybridNormError(f"{path}: expected a JSON object, got {type(table).__name__}")
     return table
+
+
+def read_toml(path: Traversable) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        HybridNormError: it cannot be read, is not TOML, or has no name: that of `...toml` is `..`.
+    """
+    if not Path(path.name).stem.strip("."):
+        raise HybridNormError(f"{path}: the file has no name before .toml; rename it")
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+        raise HybridNormError(f"{path}: is not TOML: {error}") from None

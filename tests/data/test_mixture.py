@@ -13,9 +13,9 @@ from rich.console import Console
 
 from hybridnorm.data.config import DataConfig
 from hybridnorm.data.dataset import Tokens
-from hybridnorm.data.manifest import Prepared, open_prepared, verify
 from hybridnorm.data.mixture import Batches, Mixture
 from hybridnorm.data.prepare.folder import open_data
+from hybridnorm.data.prepared import Prepared, open_prepared, verify
 from hybridnorm.errors import HybridNormError
 
 QUIET = Console(quiet=True)
@@ -130,7 +130,7 @@ def test_different_tokenizers_do_not_mix(
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [((1.0,), "1 weights for 2 prepared folders"), ((1.0, 0.0), "must be positive")],
+    [((1.0,), "1 weights for 2 prepared folders"), ((1.0, 0.0), "must be above 0, got 0.0")],
 )
 def test_wrong_weights(weights: tuple[float, ...], message: str) -> None:
     with pytest.raises(HybridNormError, match=message):
@@ -154,13 +154,13 @@ def test_damage_is_named_with_the_remedy(copy: Path) -> None:
     (copy / "tokenizer.byte").write_text("{}")
     assert "tokenizer.byte is damaged" in message()
     (copy / "manifest.json").write_text("{")
-    assert "manifest.json is missing or damaged" in message()
+    assert "manifest.json is damaged" in message()
 
 
 def test_ranks_of_a_node_share_the_verification(folders: tuple[Path, Path], copy: Path) -> None:
     data = Prepared((folders[1], copy), (1, 1))
-    with (copy / "validation-00000.bin").open("ab") as shard:
-        shard.write(b"xx")
+    shard = copy / "validation-00000.bin"
+    shard.write_bytes(shard.read_bytes()[::-1])
     finders = []
     for part in range(3):
         try:
@@ -176,10 +176,24 @@ def test_a_sequence_longer_than_the_text(folders: tuple[Path, Path]) -> None:
         tokens.windows(100_000, 8)
 
 
+def test_held_out_text_shorter_than_a_window_is_known_before_the_first_step(
+    tiny: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    (tmp_path / "train.txt").write_text("some text to train on\n" * 400)
+    (tmp_path / "validation.txt").write_text("short")
+    command = ("train", "demo", *tiny, "--run-dir", tmp_path / "run")
+    result = cli(*command, "--data.source", tmp_path, "--data.cache", tmp_path / "cache")
+    assert result.returncode == 1
+    assert "train.seq_len: 32 is longer than the validation text" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_on_a_mixture_and_its_identity(
     folders: tuple[Path, Path], tiny: list[str], tmp_path: Path, cli: Cli
 ) -> None:
-    mixed = [*tiny, "--run-dir", tmp_path / "run", "--data.prepared", *folders, "--data.weights"]
+    options = zip(tiny[::2], tiny[1::2], strict=True)
+    plain = [word for pair in options for word in pair if not pair[0].startswith("--data.")]
+    mixed = [*plain, "--run-dir", tmp_path / "run", "--data.prepared", *folders, "--data.weights"]
     result = cli("train", "demo", *mixed, "3", "1")
     assert result.returncode == 0, result.stderr
     assert "held-out loss" in result.stdout

@@ -8,40 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from hybridnorm.data.config import DataConfig, PrepareConfig
 from hybridnorm.data.dataset import Tokens
 from hybridnorm.data.prepare import inputs
 from hybridnorm.data.prepare.folder import open_data, prepare_folder
-from hybridnorm.data.prepare.inputs import find_sources
-from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer, load_tokenizer
+from hybridnorm.data.prepare.sources import find_sources
+from hybridnorm.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer
 from hybridnorm.errors import HybridNormError
-
-QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_SMALLEST", 8000)
-    monkeypatch.setattr(inputs, "_LARGEST", 8000)
-
-
-def make(source: object, out: Path, workers: int = 1, **fields: object) -> dict[str, object]:
-    config = PrepareConfig(**{"tokenizer_vocab_size": 300, **fields})  # type: ignore[arg-type]
-    sources = find_sources([str(source)])
-    return prepare_folder(sources, out, config, workers=workers, console=QUIET)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def texts_of(folder: Path, split: str) -> list[str]:
-    tokens, tokenizer = Tokens(folder, split), load_tokenizer(folder)  # type: ignore[arg-type]
-    ids = tokens.slice(0, tokens.n_tokens)
-    pieces = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_document) + 1)[:-1]
-    return [tokenizer.decode(piece[:-1].tolist()) for piece in pieces]
+from prepared_sets import QUIET, content, make, texts_of
 
 
 def expected(source: Path, held_out: bool) -> list[str]:
@@ -58,11 +33,11 @@ def test_nothing_is_lost_between_text_and_tokens(
     for split, held_out in (("train", False), ("validation", True)):
         kept = expected(corpus / "text.jsonl", held_out)
         assert texts_of(tmp_path / "out", split) == kept
-        record = manifest["splits"][split]  # type: ignore[index]
-        assert record["documents"] == len(kept)
-        assert record["text_bytes"] == sum(len(text.encode()) for text in kept)
-        tokens = Tokens(tmp_path / "out", split)  # type: ignore[arg-type]
-        assert tokens.tokens_per_byte == pytest.approx(tokens.n_tokens / record["text_bytes"])
+        record = manifest.split(split)
+        assert record.documents == len(kept)
+        assert record.text_bytes == sum(len(text.encode()) for text in kept)
+        tokens = Tokens(tmp_path / "out", split)
+        assert tokens.tokens_per_byte == pytest.approx(tokens.n_tokens / record.text_bytes)
     parts = sorted((tmp_path / "out").glob("train-*.bin"))
     whole = np.concatenate([np.fromfile(part, "<u2") for part in parts])
     assert len(parts) > 5
@@ -127,7 +102,7 @@ def test_duplicates_keep_the_first_occurrence(tmp_path: Path, small_units: None)
     kept = [texts_of(tmp_path / "out", split) for split in ("train", "validation")]
     assert sorted(kept[0] + kept[1]) == sorted(first)
     assert kept[0] == [text for text in first if text in set(kept[0])], "in the order of the input"
-    assert manifest["counts"]["duplicates"] == len(texts) - len(first)  # type: ignore[index]
+    assert manifest.counts.duplicates == len(texts) - len(first)
 
 
 def test_a_tokenizer_learns_from_a_sample_of_every_part(
@@ -169,10 +144,9 @@ def test_corrupt_lines_are_fatal_or_skipped(
     message = f"{path}: line 501: not a JSON object; bad_lines = skip passes over such lines"
     assert str(caught.value) == message
     manifest = make(path, tmp_path / "out", bad_lines="skip", **fields)
-    counts = manifest["counts"]
-    assert counts["corrupt"] == 2  # type: ignore[index]
-    located = [f"{path}: line {n}: not a JSON object" for n in (501, 701)]
-    assert counts["first_corrupt"] == located  # type: ignore[index]
+    assert manifest.counts.corrupt == 2
+    located = tuple(f"{path}: line {n}: not a JSON object" for n in (501, 701))
+    assert manifest.counts.first_corrupt == located
     make(path, tmp_path / "fresh", bad_lines="skip", **fields)
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
 
@@ -185,7 +159,7 @@ def test_what_was_skipped_is_fatal_when_asked(tmp_path: Path, small_units: None)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybridnorm.data.prepare.folder._manifest", interrupted)
+        patch.setattr("hybridnorm.data.prepare.folder.write_manifest", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "t.jsonl", tmp_path / "out", tokenizer="byte", bad_lines="skip")
     with pytest.raises(HybridNormError, match="line 1: not a JSON object"):
@@ -227,7 +201,8 @@ def test_bytes_need_no_training() -> None:
         ({"a.jsonl": '{"text": "x"}\n{oops}\n'}, {}, "a.jsonl: line 2: not a JSON object"),
         ({"a.jsonl": '{"body": "x"}\n'}, {}, "line 1: no field 'text' (set text_field)"),
         ({"a.jsonl": '{"text": 3}\n'}, {}, "line 1: 'text' is not a string"),
-        ({"a.txt": b"\xff\xfe\x00"}, {}, "a.txt: line 1: not UTF-8"),
+        ({"a.txt": b"\xff\xfd"}, {}, "a.txt: line 1: not UTF-8"),
+        ({"a.txt": b"\xff\xfe\x00"}, {"bad_lines": "skip"}, "a.txt is UTF-16, not UTF-8"),
         ({"a.json.gz": b"no gzip"}, {}, "a.json.gz: line 1: the file is corrupt from here on"),
         ({"a.txt": "x"}, {"tokenizer": "/nowhere/tokenizer.json"}, "does not exist"),
         ({"a.txt": "x"}, {"tokenizer": "a.txt"}, "a.txt is damaged"),
@@ -256,7 +231,7 @@ def test_bad_text_is_named(
 
 def test_an_unreadable_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text("text")
-    sources = find_sources([str(tmp_path / "t.txt")])
+    found = find_sources([str(tmp_path / "t.txt")])
 
     def refuse(*args: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -265,7 +240,7 @@ def test_an_unreadable_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(inputs.FORMATS, ".txt", reader)
     with pytest.raises(HybridNormError, match=r"cannot read .*t\.txt: Permission denied"):
         config = PrepareConfig(tokenizer="byte")
-        prepare_folder(sources, tmp_path / "out", config, workers=1, console=QUIET)
+        prepare_folder(found, tmp_path / "out", config, workers=1, console=QUIET)
 
 
 def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -283,15 +258,17 @@ def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path) -> 
 
 def test_a_folder_that_cannot_be_written(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(HybridNormError, match=r"cannot write .*file/out: Not a directory"):
+    with pytest.raises(HybridNormError, match=r"file/out: Not a directory; name another"):
         make(corpus, tmp_path / "file" / "out", tokenizer="byte")
+    with pytest.raises(HybridNormError, match=r"file: it is a file; name another folder"):
+        make(corpus, tmp_path / "file", tokenizer="byte")
 
 
 def test_the_verb_names_what_is_missing(cli: object) -> None:
     for argv, message in (
         (["prepare", "demo"], "--out"),
         (["prepare", "--out", "x"], "name demo, a file, a folder or a glob"),
-        (["prepare", "demo", "--out", "x", "--workers", "0"], "workers: must be at least 1"),
+        (["prepare", "demo", "--out", "x", "--workers", "0"], "workers: must be from 1 to 1,024"),
         (["prepare", "demo", "--out", "x", "--max-chars", "0"], "max_chars: must be at least 1"),
     ):
         result = cli(*argv)  # type: ignore[operator]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import hybridnorm.nn as hnn
 from command_line import Cli
-from hybridnorm.diagnose.classify import Report, classify
+from hybridnorm.diagnose.classifier import Report, classify
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import ModelConfig, Transformer
 from hybridnorm.placements import placement

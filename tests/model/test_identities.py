@@ -143,7 +143,7 @@ def test_qkv_norm_ignores_the_scale_of_its_input_and_pre_norm_before_it_only_its
 def test_a_post_norm_sees_only_the_ratio_of_the_scales() -> None:
     def scaled(skip: float, branch: float) -> Transformer:
         part = {
-            "post_norm": {"kind": "rms", "eps": 0.0},
+            "post_norm": {"kind": "rms", "eps": 1e-30},
             "skip_scale": skip,
             "branch_scale": branch,
         }

@@ -136,7 +136,7 @@ def test_scales_are_formulas(scale: Scale, text: str) -> None:
 
 
 def test_no_layers_is_an_error() -> None:
-    with pytest.raises(HybridNormError, match="n_layers: must be at least 1, got 0"):
+    with pytest.raises(HybridNormError, match="n_layers: must be from 1 to 10,000, got 0"):
         equations(placement("pre-norm"), 0)
 
 

@@ -139,7 +139,7 @@ def test_same_function_class(name: str, others: list[str]) -> None:
 def test_redundant_input_norms_change_nothing_but_eps() -> None:
     reason = same_function_class(placement("first-qkv-pre"))["hybridnorm-star"]
     assert "up to eps" in reason
-    pair = [logits(placement(n), 4, eps=0.0) for n in ("first-qkv-pre", "hybridnorm-star")]
+    pair = [logits(placement(n), 4, eps=1e-30) for n in ("first-qkv-pre", "hybridnorm-star")]
     torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(*(logits(placement(n), 4, 0.1) for n in ("lns", "pre-norm")))
 
@@ -150,7 +150,10 @@ def test_the_ratio_of_scales_is_what_a_post_norm_sees() -> None:
     assert equivalents(divided) == []
     assert "ratio" in same_function_class(divided)["deepnorm"]
     torch.testing.assert_close(
-        logits(divided, 4, eps=0.0), logits(placement("deepnorm"), 4, eps=0.0), rtol=1e-5, atol=1e-5
+        logits(divided, 4, eps=1e-30),
+        logits(placement("deepnorm"), 4, eps=1e-30),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

@@ -88,7 +88,7 @@ def test_every_name_of_the_grammar_means_what_the_paper_says() -> None:
      "post-qkv-post", "qkvcq-pre", "pre-qkv-post ", ""],
 )  # fmt: skip
 def test_what_is_not_in_the_grammar_is_refused(name: str) -> None:
-    with pytest.raises(HybridNormError, match="placement: unknown name"):
+    with pytest.raises(HybridNormError, match=r"placement: (unknown name|the name is empty)"):
         placement(name)
 
 
@@ -123,7 +123,7 @@ def test_a_users_file_says_the_same_as_the_table(tmp_path: Path) -> None:
     [
         (b'attention = { input_nrom = "rms" }', "attention.input_nrom: unknown field; did you"),
         (b"attention = ", "is not TOML"),
-        (b'title = "\xff"', "is not TOML"),
+        (b'title = "\xff"', "is not UTF-8"),
         (None, "cannot read"),
     ],
 )

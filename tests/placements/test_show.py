@@ -8,8 +8,9 @@ import pytest
 
 from command_line import Cli
 from hybridnorm.errors import HybridNormError
-from hybridnorm.placements import strategies
+from hybridnorm.placements import placement, strategies, without_effect
 from hybridnorm.placements.show.command import show
+from hybridnorm.placements.show.facts import facts
 
 
 @pytest.mark.parametrize("name", strategies())
@@ -54,8 +55,8 @@ def test_the_list_has_one_line_for_each(cli: Cli) -> None:
     ("arguments", "message"),
     [
         (["hybridnrom"], "hybridnorm: placement: unknown name 'hybridnrom'; did you mean 'hybri"),
-        (["missing.toml"], "hybridnorm: placement: cannot read missing.toml"),
-        (["pre-norm", "--n-layers", "0"], "hybridnorm: n_layers: must be at least 1, got 0"),
+        (["missing.toml"], "hybridnorm: missing.toml: cannot read: No such file"),
+        (["pre-norm", "--n-layers", "0"], "hybridnorm: n_layers: must be from 1 to 10,000, got 0"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, cli: Cli) -> None:
@@ -81,3 +82,53 @@ def test_no_layers_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(HybridNormError, match="n_layers"):
         show("hybridnorm", tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "n_layers", "warning"),
+    [
+        ('layers = "blocks 2, 99"', 4, "overrides[0].layers: there is no block 99 among 4"),
+        ('layers = "every 5"', 4, "overrides[0].layers: 'every 5' selects none of 4 blocks"),
+        ('layers = "first 25%"', 3, "overrides[0].layers: 'first 25%' selects none of 3 blocks"),
+        ('layers = "first"', 4, ""),
+    ],
+)
+def test_an_override_of_no_block_is_warned_of(
+    text: str, n_layers: int, warning: str, tmp_path: Path, cli: Cli
+) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(f'overrides = [{{ {text}, attention = {{ input_norm = "rms" }} }}]')
+    result = cli("show", path, "--n-layers", n_layers, "--out", tmp_path)
+    said = [line for line in result.stdout.splitlines() if "warning" in line]
+    assert said == ([f"  warning: {warning}"] if warning else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("attention.input_norm.axis = 'full'", "attention.input_norm.axis: has no effect on rms"),
+        ("attention.q_norm.alpha_init = 1.0", "attention.q_norm.alpha_init: has no effect on rms"),
+        ("embed_norm = { kind = 'dyt', eps = 1.0 }", "embed_norm.eps: has no effect on dyt there"),
+        ("overrides = [{ layers = 'last' }]", "overrides[0]: replaces nothing; name fields"),
+        (
+            "final_norm = 'layer'\nfeed_forward.post_norm = 'rms'",
+            "final_norm: has no effect where the last block ends in a post-norm",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_warned_of(text: str, warning: str, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    [found] = without_effect(placement(tmp_path / "p.toml"), 12)
+    assert found.startswith(warning)
+
+
+@pytest.mark.parametrize("name", strategies())
+def test_built_in_placements_say_nothing_in_vain(name: str) -> None:
+    assert without_effect(placement(name), 12) == []
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('attention.post_norm = "rms"')
+    assert facts(placement(tmp_path / "p.toml"), 1)["norms on the stream"] == (
+        "1 in 1 block, and the final norm"
+    )

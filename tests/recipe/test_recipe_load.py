@@ -4,6 +4,7 @@ import pytest
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import PRESETS
+from hybridnorm.placements import placement
 from hybridnorm.recipe.load import builtin, dump_recipe, load_recipe
 
 
@@ -47,12 +48,15 @@ def test_overrides_win_over_the_file_and_the_preset(tmp_path: Path) -> None:
         ("[train]\nsteps = 5", "schedule.warmup_steps: 100 exceeds train.steps 5"),
         ("[optimizer]\nbetas = [0.9]", "optimizer.betas: expected 2 values, got 1"),
         ('[optimizer]\nname = "muno"', "optimizer.name: unknown name 'muno'; did you mean 'muon'?"),
-        ("[optimizer]\nmomentum = 0.9", "optimizer.momentum: adamw does not use it; leave it out"),
-        ("[schedule]\ndecay_steps = 9", "schedule.decay_steps: cosine does not use it"),
-        ("[schedule]\ndecay_tokens = 9", "schedule.decay_tokens: cosine does not use it"),
+        (
+            "[optimizer]\nmomentum = 0.9",
+            "optimizer.momentum: has no effect with adamw; leave it out",
+        ),
+        ("[schedule]\ndecay_steps = 9", "schedule.decay_steps: has no effect with cosine"),
+        ("[schedule]\ndecay_tokens = 9", "schedule.decay_tokens: has no effect with cosine"),
         (
             '[schedule]\nname = "constant"\nfinal_lr_fraction = 0.0',
-            "schedule.final_lr_fraction: constant does not use it",
+            "schedule.final_lr_fraction: has no effect with constant",
         ),
         (
             '[schedule]\nname = "wsd"\ndecay_steps = 901',
@@ -62,6 +66,15 @@ def test_overrides_win_over_the_file_and_the_preset(tmp_path: Path) -> None:
             '[train]\nsteps = 120\n[schedule]\nname = "wsd"',
             "schedule.decay_steps: 24 and warmup_steps 100 exceed train.steps 120",
         ),
+        ("[train]\nkeep_every = 0", "train.keep_every: must be at least 1, got 0"),
+        ("[optimizer]\nlr = nan", "optimizer.lr: must be above 0 and below 2^127, got nan"),
+        ("lr = 1.0", "lr: unknown field; did you mean 'optimizer.lr'?"),
+        ('"optimizer.lr" = 1.0', "optimizer.lr: unknown field; write a dotted name without quotes"),
+        ('[data]\nsource = "\\u001b"', "data.source: holds a control character: '\\x1b'"),
+        ("[data]\nmin_chars = 9\nmax_chars = 8", "data.min_chars: 9 exceeds max_chars 8"),
+        ("seed = 0x" + "f" * 9999, "seed: the number is too large"),
+        ("seed = " + "9" * 9999, "is not TOML"),
+        ("seed = " + "[" * 9999, "is not TOML"),
         ("seed = ", "is not TOML"),
     ],
 )
@@ -100,6 +113,35 @@ def test_unknown_names_offer_the_nearest(tmp_path: Path) -> None:
         load_recipe(tmp_path / "missing.toml")
     with pytest.raises(HybridNormError, match=r"^model.placment: .* did you mean 'placement'"):
         load_recipe("demo", {"model.placment": "x"})
+
+
+@pytest.mark.parametrize("name", ["...toml", ".....toml"])
+def test_a_file_without_a_name_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
+    for load in (load_recipe, placement):
+        with pytest.raises(HybridNormError, match=r"has no name before \.toml; rename it"):
+            load(tmp_path / name)
+
+
+def test_a_folder_called_like_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").mkdir()
+    for load in (load_recipe, placement):
+        with pytest.raises(HybridNormError, match=r"x\.toml: cannot read: Is a directory"):
+            load(tmp_path / "x.toml")
+
+
+def test_empty_names_are_refused() -> None:
+    with pytest.raises(HybridNormError, match="recipe: unknown name ''"):
+        load_recipe("")
+    with pytest.raises(HybridNormError, match="placement: the name is empty; `hybridnorm show`"):
+        placement(load_recipe("demo", {"model.placement": ""}).model.placement)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, text in (("recipe", "seed = 3"), ("placement", 'title = "P"')):
+        (tmp_path / f"{name}.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_recipe(tmp_path / "recipe.toml").seed == 3
+    assert placement(tmp_path / "placement.toml").title == "P"
 
 
 def test_an_array_may_be_overridden_by_its_one_value() -> None:

@@ -1,21 +1,17 @@
-import csv
 import math
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from command_line import Cli
 from hybridnorm.errors import HybridNormError
 from hybridnorm.study.plan import load_study
 from hybridnorm.study.report import write_report
 from hybridnorm.study.results import arms, read_results
 from hybridnorm.study.statistics import compare, t95
-from hybridnorm.train.report.metrics import MetricsWriter, read_metrics
+from studies import fake_run
 
 STUDY = """
 title = "A study"
@@ -26,22 +22,6 @@ baseline = "pre-norm"
 "model.placement" = ["pre-norm", "hybridnorm"]
 "optimizer.lr" = [1e-3, 1e-2]
 seed = [0, 1, 2]
-"""
-MINI = """
-[set]
-"data.source" = "{corpus}"
-"data.tokenizer" = "byte"
-"data.cache" = "{corpus}/prepared"
-"model.d_model" = 32
-"model.d_ff" = 64
-"model.n_layers" = 2
-"train.steps" = 6
-"train.batch_size" = 2
-"train.seq_len" = 32
-"train.eval_every" = 300
-"train.eval_sequences" = 4
-"train.log_every" = 1
-"schedule.warmup_steps" = 1
 """
 
 
@@ -118,41 +98,6 @@ def test_two_pairs_give_no_interval() -> None:
     assert found.t_interval is None and not found.significant and found.wins == 2
 
 
-def fake_run(folder: Path, name: str, losses: list[float], status: str = "finished") -> None:
-    run_dir = folder / "runs" / name
-    run_dir.mkdir(parents=True)
-    writer = MetricsWriter(run_dir)
-    writer.write(event="started", step=0, parameters=1000)
-    for step, loss in enumerate(losses, start=1):
-        writer.write(
-            step=step,
-            tokens=step * 100,
-            loss=loss,
-            grad_norm=1.0,
-            lr=1e-3,
-            tokens_per_second=50.0,
-            seconds=step * 2.0,
-        )
-    if status == "finished":
-        writer.write(
-            step=len(losses),
-            tokens=len(losses) * 100,
-            val_loss=losses[-1],
-            val_perplexity=math.exp(losses[-1]),
-            val_bits_per_byte=1.0,
-        )
-        writer.write(
-            event="finished",
-            step=len(losses),
-            val_loss=losses[-1],
-            seconds=9.0,
-            tokens_per_second=50.0,
-        )
-    elif status == "diverged":
-        writer.write(event="diverged", step=9, reason="step 9: the loss is nan")
-    writer.close()
-
-
 def test_each_arm_at_its_own_best_and_nothing_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text(STUDY)
@@ -188,50 +133,22 @@ def test_each_arm_at_its_own_best_and_nothing_is_dropped(tmp_path: Path) -> None
     assert "http" not in resources and "<script" not in page
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_study_leaves_no_run_behind_and_continues(
-    number: signal.Signals, cli: Cli, corpus: Path, tmp_path: Path
+def test_settings_are_chosen_on_one_half_of_the_held_out_text_and_compared_on_the_other(
+    tmp_path: Path,
 ) -> None:
-    path, folder = tmp_path / "mini.toml", tmp_path / "out"
-    path.write_text(MINI.format(corpus=corpus) + '[grid]\n"model.placement" = ["pre-norm"]')
-    args = ["study", str(path), "--dir", str(folder), "--jobs", "2", "--train.steps", "150"]
-    study = subprocess.Popen([sys.executable, "-m", "hybridnorm", *args])
-    run_dir = folder / "runs" / "pre-norm"
-    while not (run_dir / "metrics.jsonl").exists() or not read_metrics(run_dir).train:
-        assert study.poll() is None
-        time.sleep(0.01)
-    study.send_signal(number)
-    assert study.wait(timeout=60) == 130
-    assert read_metrics(run_dir).status == "interrupted"
-    assert cli(*args).returncode == 0
-    events = [event["event"] for event in read_metrics(run_dir).events]
-    assert events == ["started", "interrupted", "resumed", "finished"]
-
-
-def test_a_study_runs_skips_what_is_done_and_survives_a_crash(
-    cli: Cli, corpus: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "mini.toml"
-    path.write_text(
-        MINI.format(corpus=corpus)
-        + """[grid]
-"model.placement" = ["pre-norm", "hybridnorm"]
-"train.seq_len" = [32, 1000000]
-"""
-    )
-    folder = tmp_path / "out"
-    result = cli("study", path, "--dir", folder, "--jobs", "2")
-    assert result.returncode == 0, result.stderr
-    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
-    assert [row["status"] for row in rows] == ["finished", "crashed"] * 2
-    assert "train.seq_len" in rows[1]["reason"]
-    assert "report.html" in result.stdout and (folder / "figures" / "held-out-loss.svg").exists()
-    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/metrics.jsonl")}
-    again = cli("study", folder / "study.toml", "--dir", folder)
-    assert "2 finished before" in again.stdout
-    assert stamps == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/metrics.jsonl")}
-    other = cli("study", path, "--dir", folder, "--optimizer.lr", "1e-2")
-    assert other.returncode == 1 and "another recipe; name another --dir" in other.stderr
+    path = tmp_path / "s.toml"
+    path.write_text(STUDY)
+    study = load_study(path)
+    for run in study.runs:
+        high = run.values["optimizer.lr"] == 1e-2
+        hybrid = run.values["model.placement"] == "hybridnorm"
+        comparing = 3.0 - 0.25 * hybrid + 0.5 * high  # the better rate there is not asked for
+        halves = {"val_loss_choosing": 2.5 - high, "val_loss_comparing": comparing}
+        fake_run(tmp_path, run.name, [5.0, 2.0], **halves)
+    pre, hybrid = arms(study, read_results(study, tmp_path))
+    assert pre.settings == hybrid.settings == {"optimizer.lr": 1e-2}
+    assert pre.val_loss == 3.5 and hybrid.val_loss == 3.25
+    assert hybrid.comparison is not None and hybrid.comparison.mean == -0.25
 
 
 def test_reading_a_study_needs_no_torch() -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from hybridnorm.diagnose.hook import probing_hooks
 from hybridnorm.placements import placement
 from hybridnorm.recipe.load import load_recipe
 from hybridnorm.train.checkpoint.retention import list_checkpoints
@@ -56,7 +57,8 @@ def work(job: dict[str, Any]) -> None:
         if "resumes" in job:
             world.on_main(lambda: copy_first_half(Path(job["resumes"]), out))
         for name, recipe in recipes.items():
-            train_on(world, recipe, out / name, resume="resumes" in job)
+            hooks = probing_hooks(recipe)
+            train_on(world, recipe, out / name, resume="resumes" in job, hooks=hooks)
             whole = load_recipe(out / name / "recipe.toml")  # with the vocabulary size
             prints[name] = fingerprint(build_model(whole, placement(name), world))
         if world.is_main:
@@ -73,4 +75,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    end_rank()
+    end_rank(0)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -40,9 +41,9 @@ def start_ranks(*command: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def finish(ranks: list[subprocess.Popen[str]]) -> str:
+def finish(ranks: list[subprocess.Popen[str]], status: int = 0) -> str:
     outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], outputs
+    assert [process.returncode for process in ranks] == [status, status], outputs
     return outputs[0]
 
 
@@ -107,11 +108,31 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
         assert ranks[0].poll() is None, ranks[0].communicate()[0]
         time.sleep(0.01)
     ranks[1].terminate()
-    output = finish(ranks)
+    output = finish(ranks, 128 + signal.SIGTERM)
     metrics = read_metrics(tmp_path / "run")
     assert "--resume" in output and metrics.status == "interrupted"
     stopped = metrics.train[-1]["step"]
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == [f"step-{stopped:08d}"]
+
+
+def test_ranks_that_diverge_while_a_checkpoint_is_written_say_one_line(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    hot = [
+        "--optimizer.lr",
+        "1e30",
+        "--optimizer.grad-clip",
+        "1e30",
+        "--schedule.warmup-steps",
+        "0",
+    ]
+    each = ["--train.async-checkpoints", "--train.checkpoint-every", "1"]
+    ranks = start(tmp_path / "run", *tiny, *hot, *each, "--train.max-skipped-steps", "1",
+                  "--model.placement", "no-norm")  # fmt: skip
+    output = finish(ranks, 1)
+    assert "the loss is nan" in output and "Traceback" not in output
+    assert "the last checkpoint, of step 1, is intact" in output
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["step-00000001"]
 
 
 def test_a_layout_that_does_not_fit_is_one_line(tiny: list[str], tmp_path: Path) -> None:

@@ -89,22 +89,56 @@ def test_sigkill_at_random_steps_changes_no_bit(
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_cleanly(
+LONG = ("--train.steps", "100000", "--train.checkpoint-every", "100000")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_is_told_by_the_exit_status(
     number: signal.Signals, tiny: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "stopped"
-    long = [*tiny, "--train.steps", "100000", "--train.checkpoint-every", "100000"]
-    process = start(run_dir, *long)
+    process = start(run_dir, *tiny, *LONG)
     wait_for_step(run_dir, 7, process)
-    process.send_signal(number)
+    for _ in range(1 if number == signal.SIGINT else 3):  # schedulers repeat themselves
+        process.send_signal(number)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
+    assert process.returncode == 128 + number, output
     assert "Traceback" not in output and "--resume" in output
+    assert_saved_where_it_stopped(run_dir)
+
+
+def assert_saved_where_it_stopped(run_dir: Path) -> None:
     metrics = read_metrics(run_dir)
     assert metrics.status == "interrupted"
     stopped = metrics.train[-1]["step"]
     assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+
+
+def test_where_nobody_reads_on_the_run_is_saved(tiny: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "head"
+    process = start(run_dir, *tiny, *LONG, "--train.eval-every", "1")
+    assert process.stdout
+    process.stdout.readline()  # | head -n 1
+    process.stdout.close()
+    status = process.wait(timeout=60)
+    if (run_dir / "checkpoints").exists():  # it broke off in the loop, and not before
+        assert status == 128 + signal.SIGHUP
+        assert_saved_where_it_stopped(run_dir)
+    else:
+        assert status == -signal.SIGHUP
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tiny: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "nohup"
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(run_dir, *tiny, "--train.steps", "200")
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    wait_for_step(run_dir, 3, process)
+    process.send_signal(signal.SIGHUP)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and read_metrics(run_dir).status == "finished", output
 
 
 def test_too_many_nonfinite_steps_stop_with_step_layer_and_remedy(
@@ -200,7 +234,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(
     study = own_process("study", "demo", "--dir", tmp_path / "file" / "study")
     for result, what in ((run, "run"), (study, "study")):
         assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
-        assert f"{tmp_path / 'file' / what}: cannot write a {what} here" in result.stderr
+        assert f"{tmp_path / 'file' / what}: cannot write here" in result.stderr
 
 
 def test_micro_batches_change_the_sum_order_only(

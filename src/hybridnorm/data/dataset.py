@@ -2,41 +2,37 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from hybridnorm.data.manifest import read_manifest
+from hybridnorm.data.manifest import Split, read_manifest
 from hybridnorm.errors import HybridNormError
 
 Ids = NDArray[np.int64]
-Split = Literal["train", "validation"]
 
 
 class Tokens:
-    """One split of a prepared folder, memory-mapped; `manifest.verify` reads its checksums.
+    """One split of a prepared folder, memory-mapped; `prepared.verify` reads its checksums.
 
     Raises:
-        HybridNormError: the manifest is missing or damaged.
+        HybridNormError: the manifest or a shard is missing, or is damaged at first sight.
     """
 
     def __init__(self, folder: Path, split: Split) -> None:
         self.folder, self.split = folder, split
         manifest = read_manifest(folder)
-        record, tokenizer = manifest["splits"][split], manifest["tokenizer"]
-        self.n_tokens: int = record["tokens"]
-        self.tokens_per_byte: float = record["tokens"] / record["text_bytes"]
+        record, tokenizer = manifest.split(split), manifest.tokenizer
+        self.n_tokens = record.tokens
+        self.tokens_per_byte = record.tokens / record.text_bytes
         """Tokens, ends of documents included, per byte of text."""
-        self.end_of_document: int = tokenizer["end_of_document"]
+        self.end_of_document = tokenizer.end_of_document
         """The id that ends every document."""
-        parts = [tokenizer["sha256"], *(shard["sha256"] for shard in record["shards"])]
+        parts = [tokenizer.sha256, *(shard.sha256 for shard in record.shards)]
         self.fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()
         """A hash of the content: equal for equal tokens, wherever they lie."""
-        self._shards = [
-            np.memmap(folder / shard["file"], dtype=manifest["dtype"], mode="r")
-            for shard in record["shards"]
-        ]
+        self._shards = [_mapped(path, manifest.dtype) for path in manifest.shards(folder, split)]
         self._starts = np.cumsum([0, *map(len, self._shards)])
 
     def slice(self, start: int, stop: int) -> Ids:
@@ -66,3 +62,13 @@ class Tokens:
     def window(self, index: int, seq_len: int) -> Ids:
         """Window `index`: `seq_len` tokens and the next one, `(seq_len + 1,)`."""
         return self.slice(index * seq_len, (index + 1) * seq_len + 1)
+
+
+def _mapped(path: Path, dtype: str) -> NDArray[np.unsignedinteger]:
+    """The ids of a shard. Unlike NumPy's map, PyTorch's keeps no descriptor open."""
+    of = {"<u2": torch.uint16, "<u4": torch.uint32}[dtype]
+    size = path.stat().st_size // np.dtype(dtype).itemsize
+    ids: NDArray[np.unsignedinteger] = torch.from_file(
+        str(path), shared=False, size=size, dtype=of
+    ).numpy()
+    return ids

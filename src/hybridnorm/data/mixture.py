@@ -5,9 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from hybridnorm.data.dataset import Ids, Split, Tokens
-from hybridnorm.data.manifest import Prepared
+from hybridnorm.data.dataset import Ids, Tokens
+from hybridnorm.data.manifest import SPLITS, Split
 from hybridnorm.data.order import Interleaving, Permutation
+from hybridnorm.data.prepared import Prepared
 
 
 class Mixture:
@@ -32,6 +33,14 @@ class Mixture:
         self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()
         """A hash of the content and the weights."""
 
+    def n_windows(self, seq_len: int) -> list[int]:
+        """How many windows each set has.
+
+        Raises:
+            HybridNormError: a set is shorter than one window.
+        """
+        return [part.n_windows(seq_len) for part in self.parts]
+
     def windows(self, seq_len: int, limit: int) -> tuple[Ids, Ids]:
         """At most `limit` windows: ids and targets `(windows, seq_len)`.
 
@@ -40,7 +49,7 @@ class Mixture:
         Raises:
             HybridNormError: a set is shorter than one window.
         """
-        available = [part.n_windows(seq_len) for part in self.parts]
+        available = self.n_windows(seq_len)
         rows = []
         for part, count, n in zip(
             self.parts, available, self._counts(available, limit), strict=True
@@ -62,6 +71,12 @@ class Mixture:
         return self.interleaving.counts(low)
 
 
+def check_lengths(data: Prepared, seq_len: int) -> None:
+    """Raise `HybridNormError` where a split of a set is shorter than one window."""
+    for split in SPLITS:
+        Mixture(data, split).n_windows(seq_len)
+
+
 class Batches:
     """Batch `step` (from 0) of a run: a pure function of the tokens, the seed and the step.
 
@@ -72,7 +87,7 @@ class Batches:
 
     def __init__(self, tokens: Mixture, seq_len: int, batch_size: int, seed: int) -> None:
         self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
-        self.n_windows = [part.n_windows(seq_len) for part in tokens.parts]
+        self.n_windows = tokens.n_windows(seq_len)
         self._permutation = lru_cache(maxsize=4 * len(tokens.parts))(
             lambda part, epoch: Permutation(self.n_windows[part], f"{seed}/{epoch}/{part}")
         )

@@ -1,4 +1,4 @@
-"""What models are and do: the classifier of foreign blocks."""
+"""Why a placement trains well or badly: probes on a model or a run; and which norms a block has."""
 
 import lazy_loader
 

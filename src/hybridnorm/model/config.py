@@ -1,67 +1,77 @@
 """The shape of a model, and the paper's sizes as presets. No torch."""
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, get_args
 
-from hybridnorm.errors import HybridNormError, check_at_least, nearest
+from hybridnorm.errors import HybridNormError, check_unused, nearest
 from hybridnorm.placements import Init as PublishedInit
 from hybridnorm.placements import check_choice
+from hybridnorm.ranges import (
+    Count,
+    Layers,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Ranged,
+    Width,
+)
 
 Activation = Literal["swiglu", "gelu"]
 Init = Literal["published", PublishedInit]
+Experts = Annotated[int, Range(at_least=0, at_most=1 << 20)]
 _OF_EXPERTS = ("top_k", "d_expert", "norm_topk_prob", "n_shared_experts", "moe_every")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Ranged):
     """A decoder-only transformer."""
 
     placement: str = "hybridnorm-star"
     """Placement of the norms: a name (`hybridnorm show` lists them), a grammar name such as
     qkv-post, or a .toml file."""
-    d_model: int = 128
+    d_model: Width = 128
     """Width of the residual stream."""
-    n_layers: int = 4
+    n_layers: Layers = 4
     """Number of blocks."""
-    n_heads: int = 4
+    n_heads: Width = 4
     """Number of query heads; must divide d_model."""
-    n_kv_heads: int | None = None
+    n_kv_heads: Width | None = None
     """Number of key/value heads (grouped-query attention); must divide n_heads. None: n_heads."""
-    d_ff: int = 352
+    d_ff: Width = 352
     """Width of the feed-forward network's hidden layer."""
-    vocab_size: int | None = None
+    vocab_size: Width | None = None
     """Number of tokens. None: the tokenizer's, when training."""
-    vocab_multiple_of: int = 128
+    vocab_multiple_of: Width = 128
     """The embedding has rows up to the next multiple of this (tensor cores like round sizes)."""
     tie_embeddings: bool = True
     """Use the embedding matrix as output head, too."""
     activation: Activation = "swiglu"
     """Feed-forward activation."""
-    n_experts: int = 0
+    n_experts: Experts = 0
     """Feed-forward networks (experts) per block, of which every token takes `top_k`. 0: dense."""
-    top_k: int = 2
+    top_k: Width = 2
     """Experts per token."""
-    d_expert: int | None = None
+    d_expert: Width | None = None
     """Width of an expert's hidden layer. None: d_ff."""
     norm_topk_prob: bool = False
     """Let the weights of a token's experts sum to 1, as Mixtral does; OLMoE does not."""
-    n_shared_experts: int = 0
+    n_shared_experts: Experts = 0
     """Experts that take every token, besides."""
-    moe_every: int = 1
+    moe_every: Width = 1
     """Every n-th block has experts (the last of each n), the others are dense."""
-    rope_theta: float = 500_000.0
+    rope_theta: Annotated[float, Range(at_least=1)] = 500_000.0
     """Base of the rotary position embedding."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     """Epsilon of every norm that does not set its own."""
     init: Init = "published"
     """Initialization; `published` takes the one the placement was published with."""
-    init_std: float | None = None
+    init_std: Positive | None = None
     """Standard deviation of the initialization. None: 1/sqrt(2.5 d_model)."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "n_heads", "d_ff", "vocab_multiple_of"):
-            check_at_least(1, f"model.{name}", getattr(self, name))
+        super().__post_init__()
         check_choice("model.activation", self.activation, get_args(Activation))
         check_choice("model.init", self.init, get_args(Init))
         if self.d_model % self.n_heads:
@@ -72,35 +82,28 @@ class ModelConfig:
             raise HybridNormError(
                 f"model.n_heads: rotary embedding needs an even head width, got {self.head_dim}"
             )
-        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
+        if self.n_heads % self.kv_heads:
             raise HybridNormError(
                 f"model.n_kv_heads: {self.kv_heads} key/value heads do not divide "
                 f"n_heads {self.n_heads}"
             )
-        check_at_least(1, "model.vocab_size", self.vocab_size)
         self._check_experts()
 
     def _check_experts(self) -> None:
-        for name in ("n_experts", "n_shared_experts"):
-            check_at_least(0, f"model.{name}", getattr(self, name))
         if not self.n_experts:
-            for known in fields(self):
-                if known.name in _OF_EXPERTS and getattr(self, known.name) != known.default:
-                    raise HybridNormError(
-                        f"model.{known.name}: there are no experts; set n_experts"
-                    )
+            check_unused(self, "without n_experts", *_OF_EXPERTS)
             return
-        if not 1 <= self.top_k <= self.n_experts:
+        if self.top_k > self.n_experts:
             raise HybridNormError(
                 f"model.top_k: must lie between 1 and n_experts {self.n_experts}, got {self.top_k}"
             )
-        if not 1 <= self.moe_every <= self.n_layers:
+        if self.moe_every > self.n_layers:
             raise HybridNormError(
                 f"model.moe_every: must lie between 1 and n_layers {self.n_layers}, "
                 f"got {self.moe_every}"
             )
         for name, width in (("d_model", self.d_model), ("d_expert", self.expert_width)):
-            if width < 1 or width % 8:
+            if width % 8:
                 raise HybridNormError(
                     f"model.{name}: experts need a multiple of 8 (grouped matrix products take "
                     f"rows of whole 16 bytes), got {width}"
@@ -182,6 +185,27 @@ PRESETS: dict[str, ModelConfig] = {
         tie_embeddings=False,
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(Ranged):
+    """How `generate` continues a text."""
+
+    max_new_tokens: Annotated[int, Range(at_least=1, at_most=1 << 20)] = 100
+    """Tokens to generate at most."""
+    temperature: NotNegative = 0.8
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: Count | None = None
+    """Sample from the k likeliest tokens only."""
+    top_p: Annotated[float, Range(above=0, at_most=1)] | None = None
+    """Sample from the smallest set of tokens with at least this probability only."""
+    seed: Natural = 0
+    """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature == 0:
+            check_unused(self, "where temperature 0 takes the likeliest token", "top_k", "top_p")
 
 
 def preset(name: str) -> ModelConfig:

@@ -33,7 +33,7 @@ class Linear(nn.Linear):
 
 
 class Rope(NamedTuple):
-    """Cosines and sines of the rotary embedding, float32 `(seq, 1, head_dim)`: for all heads."""
+    """Cosines and sines of the rotary embedding, float32 `([batch,] seq, 1, head_dim)`."""
 
     cos: Tensor
     sin: Tensor
@@ -44,12 +44,12 @@ class Rope(NamedTuple):
         return Rope(self.cos[start:end], self.sin[start:end])
 
 
-def rope(positions_T: Tensor, head_dim: int, theta: float) -> Rope:
-    """The rotary embedding at integer positions `(seq,)` (Su et al. 2021, half-split layout)."""
-    exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32)
+def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
+    """The rotary embedding at positions `([batch,] seq)` (Su et al. 2021, half-split layout)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     # Rounded as in OLMo and Llama: far positions times a last-bit difference would show.
     frequencies = 1.0 / theta ** (exponents / head_dim)
-    angles = positions_T.float()[:, None, None] * frequencies
+    angles = positions.float()[..., None, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     return Rope(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 

@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from hybridnorm.errors import HybridNormError, check_at_least
+from hybridnorm.errors import HybridNormError
+from hybridnorm.model.config import SamplingConfig
 from hybridnorm.model.transformer import Transformer
+
+_COLDEST = 1e-6  # below, logits over the temperature overflow; the likeliest token has it all
 
 
 @torch.inference_mode()
@@ -30,9 +33,11 @@ def generate(
             stop once all have.
 
     Raises:
-        HybridNormError: a sampling setting outside its range.
+        HybridNormError: a sampling setting outside its range, or logits that are not finite.
     """
-    _check(max_new_tokens, temperature, top_k, top_p)
+    SamplingConfig(  # checks them
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
     generator = torch.Generator(input_ids.device).manual_seed(seed)
     model = with_cast_weights(model)
     caches = model.kv_caches(input_ids.shape[1] + max_new_tokens)
@@ -40,6 +45,8 @@ def generate(
     ended = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
     for _ in range(max_new_tokens):
         logits = model.next_logits(tokens[-1], caches).float()
+        if len(tokens) == 1 and not logits.isfinite().all():  # once: asking waits for the device
+            raise HybridNormError("the model's logits are not finite; its training has diverged")
         new = _sample(logits, temperature, top_k, top_p, generator)
         if end_of_document is not None:
             new = new.masked_fill(ended, end_of_document)
@@ -74,7 +81,7 @@ def _sample(
     generator: torch.Generator,
 ) -> Tensor:
     """One token per row of `logits` `(batch, vocab)`, as `(batch, 1)`."""
-    if temperature == 0:
+    if temperature < _COLDEST:
         return logits.argmax(-1, keepdim=True)
     probabilities = torch.softmax(logits / temperature, dim=-1)
     if top_k is not None or top_p is not None:
@@ -87,11 +94,3 @@ def _sample(
         chosen = torch.multinomial(ranked, 1, generator=generator)
         return order.gather(-1, chosen)
     return torch.multinomial(probabilities, 1, generator=generator)
-
-
-def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    check_at_least(1, "max_new_tokens", max_new_tokens)
-    check_at_least(0, "temperature", temperature)
-    check_at_least(1, "top_k", top_k)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise HybridNormError(f"top_p: must lie in (0, 1], got {top_p}")

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.initialization import initialize, scheme
-from hybridnorm.model.kernels import linear_cross_entropy
+from hybridnorm.model.kernels import Mask, linear_cross_entropy
 from hybridnorm.model.layers import KVCache, KVCaches, Linear, Rope, rope
 from hybridnorm.model.masks import continuation_mask, document_mask
 from hybridnorm.model.moe import Routing
@@ -29,6 +29,15 @@ class Losses(NamedTuple):
     """Squared log-partition function of the logits, log(sum(exp(logits)))^2 (PaLM, section 5)."""
     routing: Routing | None
     """Of all layers with experts, stacked; None in a dense model."""
+
+
+class Tree(NamedTuple):
+    """Rows that hold several texts each, where what they begin with in common stands once."""
+
+    positions: Tensor
+    """Of each token in its own text, `(batch, seq)`."""
+    mask: Tensor
+    """True where a token sees another: an earlier one of its own text, `(batch, 1, seq, seq)`."""
 
 
 class Transformer(nn.Module):
@@ -93,6 +102,16 @@ class Transformer(nn.Module):
         hidden_BTD, _ = self.hidden(input_ids, caches, documents)
         return self.logits(hidden_BTD)
 
+    def logits_at(self, input_ids: Tensor, places: Tensor, tree: Tree | None = None) -> Tensor:
+        """`forward`'s logits at some places of the batch only, `(places, vocab_size)`.
+
+        Args:
+            places: indices `(places,)` into the ids, row after row.
+            tree: where rows hold texts that share their beginnings.
+        """
+        hidden_BTD, _ = self.hidden(input_ids, tree=tree)
+        return self.logits(hidden_BTD.flatten(0, 1)[places])
+
     def next_logits(self, input_ids: Tensor, caches: KVCaches) -> Tensor:
         """`forward`'s logits after the last token only, `(batch, vocab_size)`."""
         hidden_BTD, _ = self.hidden(input_ids, caches)
@@ -103,6 +122,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         caches: KVCaches | None = None,
         documents: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Token ids `(batch, seq)` to what the head reads, `(batch, seq, d_model)`.
 
@@ -111,11 +131,13 @@ class Transformer(nn.Module):
         length = input_ids.shape[1]
         start = caches.length if caches else 0
         rope_ = caches.rope.at(start, start + length) if caches else self._rope(length)
-        mask = (
-            continuation_mask(start, length, input_ids.device)
-            if documents is None
-            else document_mask(documents)
-        )
+        mask: Mask | None
+        if tree is not None:
+            rope_, mask = self._rope_at(tree.positions), tree.mask
+        elif documents is not None:
+            mask = document_mask(documents)
+        else:
+            mask = continuation_mask(start, length, input_ids.device)
         x_BTD = self.embedding(input_ids).to(self.dtype)
         x_BTD = self.embed_norm(self.embed_scale(x_BTD))
         routings: list[Routing] = []
@@ -173,7 +195,9 @@ class Transformer(nn.Module):
         return KVCaches([KVCache(max_len) for _ in self.blocks], self._rope(max_len))
 
     def _rope(self, length: int) -> Rope:
-        positions = torch.arange(length, device=self.embedding.weight.device)
+        return self._rope_at(torch.arange(length, device=self.embedding.weight.device))
+
+    def _rope_at(self, positions: Tensor) -> Rope:
         return rope(positions, self.config.head_dim, self.config.rope_theta)
 
     def num_parameters(self) -> int:

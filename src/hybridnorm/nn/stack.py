@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hybridnorm.errors import check_at_least
 from hybridnorm.nn.layer import Layer
+from hybridnorm.ranges import Count, check_number
 
 
 class Stack(nn.Module):
@@ -18,7 +18,7 @@ class Stack(nn.Module):
 
     def __init__(self, layer: nn.Module, num_layers: int, norm: nn.Module | None) -> None:
         super().__init__()
-        check_at_least(1, "num_layers", num_layers)
+        check_number("num_layers", num_layers, Count)
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
         self.num_layers = num_layers
         self.embed_scale: nn.Module | None = None

@@ -3,6 +3,7 @@ from .equivalence import same_function_class as same_function_class
 from .parse import placement_from_dict as placement_from_dict
 from .parse import placement_to_dict as placement_to_dict
 from .properties import stream_norms as stream_norms
+from .properties import without_effect as without_effect
 from .registry import placement as placement
 from .registry import strategies as strategies
 from .spec import HEAD_NORMS as HEAD_NORMS

@@ -59,9 +59,8 @@ def _patch(cls: type[Sublayer], table: object, where: str) -> Patch:
     """The fields a patch names, converted; the whole spec is validated when it is applied."""
     if not isinstance(table, Mapping):
         raise HybridNormError(f"{where}: expected a table, got {table!r}")
-    known = [f.name for f in fields(cls)]
     for name in table:
-        check_field(name, known, f"{where}.{name}")
+        check_field(name, cls, f"{where}.{name}")
     return tuple((name, _convert(cls, name, v, f"{where}.{name}")) for name, v in table.items())
 
 

@@ -1,13 +1,13 @@
 """Placements by name: the built-in table, the paper's grammar of ablations, files of users."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm import files
+from hybridnorm.errors import HybridNormError, naming, nearest
 from hybridnorm.placements.parse import placement_from_dict
 from hybridnorm.placements.spec import AttentionSpec, FeedForwardSpec, Norm, Placement
 
@@ -18,8 +18,7 @@ _FIELD = {"q": "q_norm", "k": "k_norm", "v": "v_norm", "c": "context_norm"}
 @cache
 def strategies() -> Mapping[str, Placement]:
     """The built-in placements by name, in the order of strategies.toml."""
-    text = (files("hybridnorm.placements") / "strategies.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
+    tables = files.read_toml(resources.files("hybridnorm.placements") / "strategies.toml")
     return {name: placement_from_dict({"name": name, **table}) for name, table in tables.items()}
 
 
@@ -35,6 +34,10 @@ def placement(name: str | Path) -> Placement:
     text = str(name)
     if text.endswith(".toml"):
         return load_placement(Path(text))
+    if not text:
+        raise HybridNormError(
+            "placement: the name is empty; `hybridnorm show` lists the placements"
+        )
     text = text.lower()
     known = strategies()
     aliases = {alias: found for found in known.values() for alias in found.aliases}
@@ -51,15 +54,9 @@ def load_placement(path: Path) -> Placement:
     Raises:
         HybridNormError: the file is missing, is not TOML, or has a broken field.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = files.read_toml(path)
+    with naming(path):
         return placement_from_dict({"name": path.stem, **table})
-    except OSError as error:
-        raise HybridNormError(f"placement: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HybridNormError(f"placement: {path} is not TOML: {error}") from None
-    except HybridNormError as error:
-        raise HybridNormError(f"{path}: {error}") from None
 
 
 def _from_grammar(name: str) -> Placement | None:

@@ -14,9 +14,11 @@ Everything here is immutable, validated when built, and free of torch.
 import math
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.ranges import Positive, Range, Ranged
+from hybridnorm.text import count
 
 Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
 Axis = Literal["head", "full"]
@@ -31,37 +33,28 @@ def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
         raise HybridNormError(f"{field}: unknown value {value!r}; {nearest(str(value), choices)}")
 
 
-_MAX_POWER = 4.0  # the literature stays below 1, and large powers overflow
-_MAX_VALUE = 1e9
-
-
-def _check_size(field: str, value: float, largest: float) -> None:
-    # Written so that NaN fails.
-    if not abs(value) <= largest:
-        raise HybridNormError(
-            f"{field}: must be a number from -{largest} to {largest}, got {value}"
-        )
+Value = Annotated[float, Range(at_least=-1_000_000_000, at_most=1_000_000_000)]
+Power = Annotated[float, Range(at_least=-4, at_most=4)]
+"""The literature stays below 1, and large powers overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class Scale(Ranged):
     """A factor: `value * (l+1)^layer_power * L^depth_power * d_model^width_power`.
 
     l is the block's index from 0, L the number of blocks. Where `learned`, this is the initial
     value of a scalar, or of one entry per channel.
     """
 
-    value: float = 1.0
-    layer_power: float = 0.0
-    depth_power: float = 0.0
-    width_power: float = 0.0
+    value: Value = 1.0
+    layer_power: Power = 0.0
+    depth_power: Power = 0.0
+    width_power: Power = 0.0
     learned: Learned = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("learned", self.learned, get_args(Learned))
-        _check_size("value", self.value, _MAX_VALUE)
-        for name in ("layer_power", "depth_power", "width_power"):
-            _check_size(name, getattr(self, name), _MAX_POWER)
 
     @property
     def is_one(self) -> bool:
@@ -84,22 +77,23 @@ HEAD_NORMS = ("q_norm", "k_norm", "v_norm", "context_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Norm:
+class Norm(Ranged):
     """A normalization. `eps` None takes the model's; `axis` matters only inside attention."""
 
     kind: Kind = "rms"
     affine: bool = True
     gain_init: Scale = ONE
     zero_centered: bool = False
-    eps: float | None = None
+    eps: Positive | None = None
     axis: Axis = "head"
-    alpha_init: float = 0.5
+    alpha_init: Value = 0.5
 
     @property
     def has_bias(self) -> bool:
         return self.affine and self.kind in ("layer", "dyt", "derf")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("kind", self.kind, get_args(Kind))
         check_choice("axis", self.axis, get_args(Axis))
         if self.gain_init.learned != "none":
@@ -110,9 +104,6 @@ class Norm:
             raise HybridNormError("affine: a norm without a gain has no gain_init or zero_centered")
         if self.kind in ("dyt", "derf") and not self.affine:
             raise HybridNormError(f"affine: {self.kind} always has its gain and bias")
-        _check_size("alpha_init", self.alpha_init, _MAX_VALUE)
-        if self.eps is not None and not 0 <= self.eps < math.inf:
-            raise HybridNormError(f"eps: must be finite and not negative, got {self.eps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +195,20 @@ class Override:
             return layer + 1 in map(int, match["listed"].split(","))
         if match["period"]:
             return (layer + 1) % int(match["period"]) == 0
-        count = int(match["count"] or 1)
+        n_selected = int(match["count"] or 1)
         if match["percent"]:
-            count = int(float(match["percent"]) / 100 * n_layers + 1e-9)
-        return layer < count if match["edge"] == "first" else layer >= n_layers - count
+            n_selected = int(float(match["percent"]) / 100 * n_layers + 1e-9)
+        return layer < n_selected if match["edge"] == "first" else layer >= n_layers - n_selected
+
+    def missing(self, n_layers: int) -> str:
+        """What `layers` names that a model of `n_layers` blocks has not; "" where nothing."""
+        listed = re.findall(r"\d+", self.layers) if self.layers.startswith("blocks") else []
+        beyond = [number for number in listed if int(number) > n_layers]
+        if beyond:
+            return f"there is no block {', '.join(beyond)} among {n_layers}"
+        if not any(self.selects(layer, n_layers) for layer in range(n_layers)):
+            return f"{self.layers!r} selects none of {count(n_layers, 'block')}"
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)

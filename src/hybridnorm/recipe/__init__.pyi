@@ -1,3 +1,4 @@
+from .config import DiagnoseConfig as DiagnoseConfig
 from .config import OptimizerConfig as OptimizerConfig
 from .config import ParallelConfig as ParallelConfig
 from .config import Recipe as Recipe

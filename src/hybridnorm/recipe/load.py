@@ -1,15 +1,15 @@
 """A recipe: everything that determines a training run, as TOML files and overrides. No torch."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
-from importlib.resources import files
+from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, get_origin
 
 import tomli_w
 
+from hybridnorm import files
 from hybridnorm.errors import HybridNormError, naming, nearest
 from hybridnorm.model import preset
 from hybridnorm.recipe.config import Recipe
@@ -19,7 +19,7 @@ from hybridnorm.strict_toml import build, check_field, from_annotation, to_table
 
 def builtin(folder: str = "") -> dict[str, Traversable]:
     """The built-in recipes (or, with `folder` "studies", studies) by name."""
-    room = files("hybridnorm.recipe") / "builtin" / folder
+    room = resources.files("hybridnorm.recipe") / "builtin" / folder
     found = [entry for entry in room.iterdir() if entry.name.endswith(".toml")]
     return {entry.name.removesuffix(".toml"): entry for entry in found}
 
@@ -31,21 +31,14 @@ def read_toml(name_or_path: str | Path, folder: str = "") -> dict[str, Any]:
         HybridNormError: no such file or name, or not TOML.
     """
     text = str(name_or_path)
-    kind = "study" if folder else "recipe"
     if text.endswith(".toml"):
-        source: Traversable = Path(text)
-    else:
-        known = builtin(folder)
-        if text not in known:
-            hint = nearest(text, known)
-            raise HybridNormError(f"{kind}: unknown name {text!r}; {hint}; or name a .toml file")
-        source = known[text]
-    try:
-        return tomllib.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HybridNormError(f"{kind}: cannot read {text}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HybridNormError(f"{kind}: {text} is not TOML: {error}") from None
+        return files.read_toml(Path(text))
+    known = builtin(folder)
+    if text not in known:
+        kind = "study" if folder else "recipe"
+        hint = nearest(text, known)
+        raise HybridNormError(f"{kind}: unknown name {text!r}; {hint}; or name a .toml file")
+    return files.read_toml(known[text])
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
@@ -110,13 +103,13 @@ def _assign(table: dict[str, Any], dotted: str, value: object) -> None:
     *path, name = dotted.split(".")
     cls: Any = RecipeFields
     for part in path:
-        check_field(part, cls.__dataclass_fields__, dotted)
+        check_field(part, cls, dotted)
         cls = cls.__dataclass_fields__[part].type
         table = table.setdefault(part, {})
         if not is_dataclass(cls):
             raise HybridNormError(f"{dotted}: unknown field; {part} has none")
         if not isinstance(table, dict):
             raise HybridNormError(f"{part}: expected a table, got {table!r}")
-    check_field(name, cls.__dataclass_fields__, dotted)
+    check_field(name, cls, dotted)
     is_array = get_origin(cls.__dataclass_fields__[name].type) is tuple
     table[name] = [value] if is_array and not isinstance(value, list | tuple) else value

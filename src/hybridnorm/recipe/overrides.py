@@ -3,7 +3,8 @@
 One parser for all verbs. A field takes `--field value` or `--field=value`, with `-` or `_` in its
 name and `None` where it may be unset. A field that is true or false is a flag,
 `--train.mask-documents` or `--train.no-mask-documents`; a word `true` or `false` may follow, no
-other. An array takes all words in a row. Of a field that is repeated, the last one counts.
+other. An array takes all words in a row, None for an empty one. Of a field that is repeated, the
+last one counts.
 
 The verb's one positional may stand anywhere: further words are the positional where they name it.
 Where a row of words may be of any length, that is its last word, if it is a .toml file or nothing
@@ -64,7 +65,8 @@ def split_overrides(
         option, equals, inline = word.partition("=")
         option = option.replace("_", "-")
         if option in own:
-            taken = 0 if own[option] is bool or equals else 1
+            wanted = len(words) if _is_open(own[option], grid=False) else 1
+            taken = 0 if own[option] is bool or equals else wanted
             options += [word, *words[:taken]]
             names += words[taken:]
         elif option in known:
@@ -143,6 +145,9 @@ def _ends(kind: Any, row: list[str], is_name: Callable[[str], bool]) -> bool:
 
 def _read(kind: Any, words: list[str], option: str, grid: bool) -> object:
     if get_origin(kind) is tuple:
+        if not words:
+            raise HybridNormError(f"{option}: expected values, got none; None is an empty array")
+        words = [] if words == ["None"] else words
         return typed(kind, [_plain(get_args(kind)[0], word) for word in words], option)
     if kind is bool and not words:
         return True

@@ -1,23 +1,23 @@
 """The figures of a study, as matplotlib SVGs. One colour per arm in all of them."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
 import matplotlib.ticker
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from hybridnorm.charts import COLOURS, STYLES, finish
+from hybridnorm.files import write_whole
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result
 from hybridnorm.text import svg
 from hybridnorm.train.report import Row
 
-# Okabe & Ito: distinguishable with every kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_STYLES = ("-", "--", "-.", ":")
 Series = NDArray[np.float64]
 _SMOOTH = 0.02  # width of the running mean, as a fraction of the run
 
@@ -45,9 +45,8 @@ def figure_svg(figure: Figure, name: str) -> str:
 
 def save_figures(found: dict[str, Figure], folder: Path) -> None:
     """Write every figure as NAME.svg."""
-    folder.mkdir(exist_ok=True)
     for name, figure in found.items():
-        (folder / f"{name}.svg").write_text(figure_svg(figure, name), encoding="utf-8")
+        write_whole(folder / f"{name}.svg", figure_svg(figure, name))
 
 
 def _curves(
@@ -68,18 +67,19 @@ def _curves(
             continue
         shared = min((x for x, _ in runs), key=len)
         values = np.stack([np.interp(shared, x, y) for x, y in runs])
-        colour, style = _COLOURS[index % 8], _STYLES[index // 8 % 4]
+        colour, style = COLOURS[index % 8], STYLES[index // 8 % 4]
         axes.plot(shared, values.mean(axis=0), style, color=colour, marker=marker, ms=3, lw=1.5)
-        axes.lines[-1].set_label(str(arm.value))
+        axes.lines[-1].set_label(_label(arm))
         if len(runs) > 1:
             low, high = values.min(axis=0), values.max(axis=0)
             axes.fill_between(shared, low, high, color=colour, alpha=0.15, lw=0)
     if log:
         axes.set_yscale("log")
-    _finish(axes, "tokens", label)
+    finish(axes, "tokens", label)
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     if axes.lines:
-        axes.legend(frameon=False, title=study.compare)
+        legend = axes.legend(frameon=False, title=study.compare)
+        _as_written(legend.get_texts())
     return figure
 
 
@@ -90,24 +90,29 @@ def _final(study: Study, found: Sequence[Arm]) -> Figure:
     by_seed: dict[object, list[tuple[float, int]]] = {}
     for index, arm in enumerate(found):
         for result in arm.best:
-            if result.val_loss is not None:
-                by_seed.setdefault(result.seed, []).append((result.val_loss, index))
-                axes.plot(result.val_loss, index, "o", color=_COLOURS[index % 8], ms=6, alpha=0.8)
+            if (loss := result.held_out(arm.measure)) is not None:
+                by_seed.setdefault(result.seed, []).append((loss, index))
+                axes.plot(loss, index, "o", color=COLOURS[index % 8], ms=6, alpha=0.8)
         if arm.val_loss is not None:
-            axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=_COLOURS[index % 8])
+            axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=COLOURS[index % 8])
     for points in by_seed.values():
         axes.plot(*zip(*points, strict=True), color="0.7", lw=0.8, zorder=0)
-    axes.set_yticks(range(len(found)), [str(arm.value) for arm in found])
+    axes.set_yticks(range(len(found)), [_label(arm) for arm in found])
+    _as_written(axes.get_yticklabels())
     axes.set_ylim(len(found) - 0.4, -0.6)
-    _finish(axes, "final held-out loss (nats per token); one dot per run, one line per seed", "")
+    finish(axes, "final held-out loss (nats per token); one dot per run, one line per seed", "")
     return figure
 
 
-def _finish(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, lw=0.6)
+def _label(arm: Arm) -> str:
+    """The arm's value; matplotlib leaves what begins with an underscore out of a legend."""
+    return re.sub(r"^_", " _", str(arm.value))
+
+
+def _as_written(texts: Iterable[Text]) -> None:
+    """What a user has named is no formula."""
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def _train(column: str) -> Callable[[Result], tuple[Series, Series]]:
@@ -127,7 +132,11 @@ def _evaluation(column: str) -> Callable[[Result], tuple[Series, Series]]:
 
 
 def _columns(rows: Sequence[Row], column: str) -> tuple[Series, Series]:
-    known = [row for row in rows if row[column] is not None]  # a skipped step has no loss
-    return np.array([float(r["tokens"]) for r in known]), np.array(
-        [float(r[column]) for r in known]
-    )
+    # A skipped step has no loss.
+    known = [(row["tokens"], row[column]) for row in rows if _has(row, "tokens", column)]
+    x, y = np.array(known, dtype=float).reshape(-1, 2).T
+    return x, y
+
+
+def _has(row: Row, *names: str) -> bool:
+    return all(row.get(name) is not None for name in names)

@@ -1,20 +1,24 @@
 """A study: a recipe, what is set for all runs, and a grid of what varies. No torch.
 
 title = "..."
+note = "..."                       # what readers of the report should know
 recipe = "demo"                    # a built-in recipe or a .toml file
 compare = "model.placement"        # the field whose values are compared
 baseline = "pre-norm"              # the value the others are compared with
 [set]                              # dotted recipe fields, the same in all runs; "None" unsets one
-"train.steps" = 200
+train.steps = 200
 [grid]                             # dotted recipe fields, every combination is a run
-"model.placement" = ["pre-norm", "hybridnorm"]
-"seed" = [0, 1, 2]
+model.placement = ["pre-norm", "hybridnorm", "mine.toml"]
+seed = [0, 1, 2]
+
+Files that it names, a recipe or placements, lie beside it.
 """
 
+import hashlib
 import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +27,36 @@ from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import Recipe, load_recipe, read_toml
 from hybridnorm.strict_toml import build
 
+PLACEMENT = "model.placement"
+COPIES = "placements"  # beside a study in its own folder: the placement files that it names
+_LONGEST = 200  # bytes of a run's name: file systems take 255, of longer names around it, too
+
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
     recipe: str = "demo"
     title: str = ""
-    compare: str = "model.placement"
+    note: str = ""
+    compare: str = PLACEMENT
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study: where it is in the grid, and its full recipe."""
+    """One run of a study: where it is in the grid, its full recipe, and its placement."""
 
     name: str
     values: Mapping[str, Any]
     recipe: Recipe
+    placement: Placement
 
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of a study and how they are compared."""
+    """The runs of a study and how they are compared. Arrays are tuples."""
 
     name: str
     title: str
+    note: str
     recipe: str
     compare: str
     baseline: Any
@@ -55,11 +66,16 @@ class Study:
 
     def to_table(self) -> dict[str, Any]:
         """The study as a file of its own, overrides included."""
-        head = {"title": self.title, "recipe": self.recipe, "compare": self.compare}
-        grid = {name: ["None" if v is None else v for v in vs] for name, vs in self.grid.items()}
-        common = {name: "None" if v is None else v for name, v in self.common.items()}
-        tables = {"set": common, "grid": grid}
-        return {**head, "baseline": self.baseline, **tables}
+        grid = {name: [_written(value) for value in values] for name, values in self.grid.items()}
+        return {
+            "title": self.title,
+            "note": self.note,
+            "recipe": self.recipe,
+            "compare": self.compare,
+            "baseline": _written(self.baseline),
+            "set": {name: _written(value) for name, value in self.common.items()},
+            "grid": grid,
+        }
 
     @property
     def arms(self) -> list[Any]:
@@ -70,9 +86,7 @@ class Study:
     def placements(self) -> dict[str, Placement]:
         """The placements of the runs, by what the grid or the recipe calls them."""
         return {
-            str(run.values.get("model.placement", run.recipe.model.placement)): placement(
-                run.recipe.model.placement
-            )
+            str(run.values.get(PLACEMENT, run.recipe.model.placement)): run.placement
             for run in self.runs
         }
 
@@ -88,59 +102,101 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
     """
     table = read_toml(name_or_path, "studies")
     with naming(name_or_path):
-        study = _study(Path(name_or_path).stem, table, {})
-    return _study(study.name, table, overrides) if overrides else study
+        study = _study(Path(name_or_path), table, {})
+    return _study(Path(name_or_path), table, overrides) if overrides else study
 
 
-def _study(name: str, table: Mapping[str, Any], overrides: Mapping[str, object]) -> Study:
-    grid, common = (_table(table.get(part, {}), part) for part in ("grid", "set"))
+def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]) -> Study:
+    grid, common = (_fields(table.get(part, {}), part) for part in ("grid", "set"))
     apart = {"grid", "set", "baseline"}
     file = build(_File, {key: value for key, value in table.items() if key not in apart})
     for dotted, value in overrides.items():
         if dotted in grid or isinstance(value, list):
             common.pop(dotted, None)
-            grid[dotted] = value if isinstance(value, list) else [_plain(value)]
+            grid[dotted] = value if isinstance(value, list) else [value]
         else:
-            common[dotted] = _plain(value)
+            common[dotted] = value
     _check_lists(grid)
+    recipe = file.recipe
+    if recipe.endswith(".toml"):
+        recipe = str((path.parent / recipe).resolve())
+    # A placement typed on the command line is looked for as every verb does it.
+    beside = None if PLACEMENT in overrides else path.parent
+    runs = _runs(recipe, common, grid, beside)
     if file.compare not in grid:
         raise HybridNormError(
             f"compare: {file.compare!r} is not in the grid; {nearest(file.compare, grid)}"
         )
-    baseline = table.get("baseline", grid[file.compare][0])
+    baseline = _frozen(table.get("baseline", grid[file.compare][0]))
     if baseline not in grid[file.compare]:
         hint = nearest(str(baseline), map(str, grid[file.compare]))
         raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
-    runs = _runs(file.recipe, common, grid)
-    recipe = str(Path(file.recipe).resolve()) if file.recipe.endswith(".toml") else file.recipe
+    name = _file_name(path.stem)
     title = file.title or name
-    return Study(name, title, recipe, file.compare, baseline, common, grid, runs)
+    return Study(name, title, file.note, recipe, file.compare, baseline, common, grid, runs)
 
 
-def _runs(recipe: str, common: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[Run]:
+def _runs(
+    recipe: str, common: Mapping[str, Any], grid: Mapping[str, list[Any]], beside: Path | None
+) -> list[Run]:
     runs: dict[str, Run] = {}
+    same: dict[tuple[Recipe, Placement], str] = {}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        full = load_recipe(recipe, {**common, **values}).in_steps()
-        placement(full.model.placement)  # an unknown one fails now, not in a run
-        run = Run(_run_name(values), values, full)
-        if run.name in runs:
+        full = _recipe(recipe, {**common, **values}, beside)
+        run = Run(_run_name(values), values, full, placement(full.model.placement))
+        # A file system may take capitals for small letters.
+        if runs.setdefault(run.name.casefold(), run) is not run:
             raise HybridNormError(
                 f"grid: two runs would be called {run.name!r}; rename or drop one"
             )
-        runs[run.name] = run
+        content = replace(full, model=replace(full.model, placement="")), run.placement
+        if (other := same.setdefault(content, run.name)) != run.name:
+            raise HybridNormError(
+                f"grid: {other} and {run.name} are the same run: what differs in the grid is set "
+                "for all of them, or means the same; drop one"
+            )
     return list(runs.values())
 
 
-def _plain(value: object) -> object:
+def _recipe(name: str, settings: dict[str, Any], beside: Path | None) -> Recipe:
+    """The full recipe of a run; a placement file is looked for in the folder `beside` first."""
+    given = settings.get(PLACEMENT)
+    if beside is not None and isinstance(given, str) and given.endswith(".toml"):
+        places = beside / given, beside / COPIES / Path(given).name
+        found = [str(place.resolve()) for place in places if place.is_file()]
+        settings[PLACEMENT] = (found or [given])[0]
+    return load_recipe(name, settings).in_steps()
+
+
+def _fields(table: object, where: str) -> dict[str, Any]:
+    """Values by dotted field; `model.d_ff = 64` and `"model.d_ff" = 64` are the same."""
+    if not isinstance(table, Mapping):
+        raise HybridNormError(f"{where}: expected a table of dotted recipe fields, got {table!r}")
+    found: dict[str, Any] = {}
+    for dotted, value in _leaves(table):
+        if dotted in found:
+            raise HybridNormError(f"{where}.{dotted}: is there twice; keep one")
+        found[dotted] = value
+    return found
+
+
+def _leaves(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield path + name, [_frozen(v) for v in value] if isinstance(value, list) else value
+
+
+def _frozen(value: object) -> object:
+    """An array as a tuple, as the command line gives it: values of a grid are compared."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _written(value: object) -> object:
     """As a study's file has it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _table(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise HybridNormError(f"{where}: expected a table of dotted recipe fields, got {value!r}")
-    return dict(value)
+    return "None" if value is None else value
 
 
 def _check_lists(grid: Mapping[str, object]) -> None:
@@ -159,4 +215,13 @@ def _run_name(values: Mapping[str, Any]) -> str:
         shown = {"placement": Path(str(value)).stem, "preset": str(value)}
         text = shown.get(name, f"{name}{value}")
         parts.append(re.sub(r"[^\w.+-]", "_", text.replace("*", "star")))
-    return "-".join(parts)
+    return _file_name("-".join(parts))
+
+
+def _file_name(text: str) -> str:
+    """The text as a name in a folder: neither hidden nor the way up, and not too long."""
+    name = re.sub(r"^\.+", "_", text).encode(errors="replace")
+    if len(name) > _LONGEST:
+        digest = hashlib.sha256(name).hexdigest()[:8].encode()
+        name = name[: _LONGEST - 9] + b"-" + digest
+    return name.decode(errors="ignore")

@@ -1,35 +1,22 @@
 """report.html: one self-contained offline file that says what was compared and what is true."""
 
+import contextlib
 import html
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_json, read_text, write_whole
+from hybridnorm.html_page import html_figure, html_page, html_table
 from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
 from hybridnorm.study.figures import figure_svg, figures, save_figures
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Arm, Result, arm_columns, arms, runs_text
+from hybridnorm.study.tasks import task_columns
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.55 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-.verdict { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font: .85rem/1.5 system-ui, sans-serif; white-space: nowrap; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
-td { font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; background: white; border-radius: 6px; padding: .5rem; color: #333; }
-figure svg { width: 100%; height: auto; max-height: 34rem; }
-.drawings { display: flex; flex-wrap: wrap; gap: 1rem; }
-.drawings figure { margin: 0; } .drawings svg { height: 27rem; width: auto; max-width: 100%; }
-code, pre { font-size: .9rem; } pre { overflow-x: auto; padding: .8rem; background: #8882; }
-"""
 _CAPTIONS = {
     "training-loss": "Training loss. Line: mean over seeds; band: lowest to highest run.",
     "held-out-loss": "Loss on held-out text.",
@@ -46,27 +33,23 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
     sections = [
         f"<h1>{html.escape(study.title)}</h1>",
         f'<p class="verdict">{html.escape(verdict(study, found))}</p>',
+        *([f"<p>{html.escape(study.note)}</p>"] if study.note else []),
         "<h2>Result</h2>",
-        _table(arm_columns(study, found)),
+        html_table(arm_columns(study, found)),
         *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
-        *(_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
+        *(html_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
+        *_tasks(study, found),
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),
+        *_probes(folder),
         "<h2>Every run</h2>",
-        _table(_columns([result.row() for result in results])),
+        html_table(_columns([result.row() for result in results])),
         "<h2>Reproduce</h2>",
         f"<pre>{html.escape(_command(folder))}</pre>",
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(study.title)}</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(sections)
-        + "</body></html>"
-    )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, html_page(study.title, sections))
     return path
 
 
@@ -75,8 +58,9 @@ def verdict(study: Study, found: Sequence[Arm]) -> str:
     losses = [(arm.val_loss, arm) for arm in found if arm.val_loss is not None]
     if not losses:
         return "No run has finished: there is nothing to compare yet."
-    best = min(losses, key=lambda pair: pair[0])[1]
-    sentences = [f"Lowest held-out loss: {best.value}, {best.val_loss:.4f} nats per token."]
+    best = min(losses, key=lambda pair: (_lost(pair[1]), pair[0]))[1]
+    among = " of the arms that lost fewest runs" if any(_lost(arm) for arm in found) else ""
+    sentences = [f"Lowest held-out loss{among}: {best.value}, {best.val_loss:.4f} nats per token."]
     for arm in found:
         if arm.comparison is not None:
             sentences.append(_sentence(study, arm))
@@ -88,6 +72,11 @@ def verdict(study: Study, found: Sequence[Arm]) -> str:
     if failed:
         sentences.append(f"Not all runs finished ({'; '.join(failed)}).")
     return " ".join(sentences)
+
+
+def _lost(arm: Arm) -> int:
+    """Runs that did not finish where the arm is judged."""
+    return sum(result.val_loss is None for result in arm.best)
 
 
 def _sentence(study: Study, arm: Arm) -> str:
@@ -122,9 +111,22 @@ def _reading(study: Study, found: Sequence[Arm]) -> list[str]:
     if found and found[0].settings:
         lines.append(
             "Each arm is judged at its own best setting of "
-            f"{', '.join(found[0].settings)}, chosen on the same held-out text."
+            f"{', '.join(found[0].settings)}, chosen on one half of the held-out text (every other "
+            "window) and compared on the other half."
         )
     return lines
+
+
+def _tasks(study: Study, found: Sequence[Arm]) -> list[str]:
+    columns = task_columns(study, found)
+    if not columns["task"]:
+        return []
+    line = (
+        "Differences are paired over questions, each scored by its mean over the runs of an arm. "
+        "Brackets: 95% Student t interval over questions; * where it excludes zero. Above zero is "
+        "better. It says how far other questions would move the difference, not other seeds."
+    )
+    return ["<h2>Tasks</h2>", html_table(columns), f"<p>{line}</p>"]
 
 
 def _conditions(study: Study, folder: Path) -> list[str]:
@@ -139,14 +141,8 @@ def _conditions(study: Study, folder: Path) -> list[str]:
     if recipe.model.init == "published":
         inits = ", ".join(f"{name} {found.init}" for name, found in study.placements.items())
         lines.append(f"Initialization, as each placement was published: {inits}.")
-    environment = _environment(study, folder)
-    if environment:
-        lines.append(
-            f"Hardware: {environment['processor']}, {environment['device']}, "
-            f"{environment['threads']} threads per run. Versions: hybridnorm "
-            f"{environment['hybridnorm']} ({environment['commit'] or 'no commit'}), torch "
-            f"{environment['torch']}, Python {environment['python']}."
-        )
+    if hardware := _hardware(study, folder):
+        lines.append(hardware)
     table = {k: v for k, v in to_table(recipe).items() if isinstance(v, dict)}
     fields = {
         f"{part}.{name}": value for part, rows in table.items() for name, value in rows.items()
@@ -167,19 +163,34 @@ def _drawings(study: Study) -> list[str]:
     return ["<h2>The placements</h2>", f'<div class="drawings">{cells}</div>']
 
 
-def _environment(study: Study, folder: Path) -> dict[str, Any] | None:
+def _hardware(study: Study, folder: Path) -> str:
+    """What the first run whose environment.json can be read says of it."""
     for run in study.runs:
-        path = folder / "runs" / run.name / "environment.json"
-        if path.exists():
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
-    return None
+        # Without it, or with a damaged one, the numbers are what they are.
+        with contextlib.suppress(HybridNormError, KeyError):
+            found = read_json(folder / "runs" / run.name / "environment.json")
+            return (
+                f"Hardware: {found['processor']}, {found['device']}, {found['threads']} threads "
+                f"per run. Versions: hybridnorm {found['hybridnorm']} "
+                f"({found['commit'] or 'no commit'}), torch {found['torch']}, "
+                f"Python {found['python']}."
+            )
+    return ""
+
+
+def _probes(folder: Path) -> Iterable[str]:
+    """What the runs' `[diagnose]` recorded, arm beside arm."""
+    if not any((folder / "runs").glob("*/diagnose")):
+        return ()
+    from hybridnorm.diagnose import probe_sections, recorded_probes  # torch
+
+    return probe_sections(recorded_probes(folder / "runs"), folder / "figures")
 
 
 def _command(folder: Path) -> str:
-    path = folder / "command.txt"
-    known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    return known or shlex.join(["hybridnorm", "study", folder.name])
+    with contextlib.suppress(HybridNormError):
+        return read_text(folder / "command.txt").strip()
+    return shlex.join(["hybridnorm", "study", str(folder / "study.toml"), "--dir", str(folder)])
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -187,15 +198,3 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
         return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
     return {name: [text(row[name]) for row in rows] for name in rows[0]}
-
-
-def _table(columns: dict[str, list[str]]) -> str:
-    def row(cells: Iterable[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    body = "".join(row(cells, "td") for cells in zip(*columns.values(), strict=True))
-    return f'<div class="scroll"><table>{row(columns, "th")}{body}</table></div>'
-
-
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"

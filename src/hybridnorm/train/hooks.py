@@ -6,7 +6,7 @@ a class named by its import path in `[train] hooks`.
 
 import json
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer
 from hybridnorm.recipe import Recipe
+from hybridnorm.train.batches import Batch
 from hybridnorm.train.import_path import import_class
 from hybridnorm.train.world import World
 
@@ -30,6 +31,9 @@ class State:
     run_dir: Path
     step: int
     """Optimizer steps that are done."""
+    held_out: Callable[[int], Iterator[tuple[Batch, int]]]
+    """At most so many held-out sequences over all ranks, the same at every call: this rank's
+    batches, and how many rows of each count. Every rank gets as many batches."""
 
 
 class Hook:

@@ -3,10 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGINT, SIGTERM, Signals, getsignal, signal
-from types import FrameType
 from typing import Any
 
 import torch
@@ -15,23 +13,31 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hybridnorm.data import Batches, Mixture, Prepared
+from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer
 from hybridnorm.recipe import Recipe
-from hybridnorm.train.batches import MicroBatches
+from hybridnorm.train.batches import Batch, MicroBatches
 from hybridnorm.train.checkpoint import (
     CheckpointWriter,
     latest_valid,
     load_checkpoint,
-    read_meta,
+    set_aside_damaged,
     training_state,
 )
 from hybridnorm.train.hooks import Hook, Row, State
-from hybridnorm.train.non_finite import SkipGuard
+from hybridnorm.train.non_finite import SkipGuard, all_finite
 from hybridnorm.train.objective import objective
 from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
-from hybridnorm.train.report import StepLog
-from hybridnorm.train.run_dir import check_identity, identity
+from hybridnorm.train.report import HALVES, StepLog
+from hybridnorm.train.run_dir import (
+    check_identity,
+    check_start,
+    find_checkpoint,
+    identity,
+    read_record,
+)
 from hybridnorm.train.schedule import learning_rate
+from hybridnorm.train.signals import EndSignal
 from hybridnorm.train.world import World
 
 
@@ -51,10 +57,6 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe.optimizer)
         train = self.config
         tokens = Mixture(data, "train")
-        self.mix = [
-            (part.folder.name, weight, part.n_tokens)
-            for part, weight in zip(tokens.parts, data.weights, strict=True)
-        ]
         batches = Batches(tokens, train.seq_len, train.batch_size, recipe.seed)
         self.batches = MicroBatches(batches, world, train)
         self.held_out = Mixture(data, "validation")
@@ -64,32 +66,70 @@ class Trainer:
         self.hooks: Sequence[Hook] = ()
         self.memory: Row | None = None  # what the checkpoint kept of them
         self.step = 0
+        self.saved_at: int | None = None
         self.seconds = 0.0
         self.val_loss: float | None = None
-        self.stop = False
+        self.stopped_by = 0  # the number of the signal
 
     def resume(self) -> list[str]:
-        """Load the newest undamaged checkpoint; return a line for each damaged one."""
-        path, meta, problems = self.world.on_main(lambda: latest_valid(self.run_dir, read_meta))
+        """Load the newest undamaged checkpoint; return a line for each damaged one.
+
+        Raises:
+            HybridNormError: there is none, it is of another run, or beyond this recipe's steps.
+        """
+        path, meta, problems = self.world.on_main(lambda: latest_valid(self.run_dir, read_record))
         check_identity(meta, self.identity, path)
-        materialize(self.optimizer)
-        state = training_state(self.model, self.optimizer)
-        load_checkpoint(path, state, self.world)
-        restore(self.model, self.optimizer, state)
+        if meta["step"] > self.config.steps:
+            raise HybridNormError(
+                f"train.steps: {self.config.steps}, but {path} has done {meta['step']}; "
+                "raise it, or name another --run-dir"
+            )
+        self.world.on_main(lambda: set_aside_damaged(self.run_dir, path))
+        self._load(path, with_optimizer="optimizer" in meta)
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
+        self.saved_at = self.step
         self.guard.total, self.guard.in_row = meta["skipped_steps"]
-        self.memory = meta.get("hooks") or {"SpikeScores": meta["spikes"]}
+        self.memory = meta["hooks"] if "hooks" in meta else {"SpikeScores": meta["spikes"]}
         return problems
 
-    def run(self, hooks: Sequence[Hook], note: Callable[[str], None]) -> None:
-        """Train to the last step, or until SIGINT or SIGTERM; then save.
+    def start(self, run_dir: Path) -> list[str]:
+        """Take the weights of another run's newest undamaged checkpoint; a line for each damaged.
+
+        Raises:
+            HybridNormError: not a run, or its model is another one.
+        """
+        path, meta, problems = self.world.on_main(lambda: find_checkpoint(run_dir))
+        check_start(meta, self.identity, path)
+        self._load(path, with_optimizer=False)
+        return problems
+
+    def _load(self, checkpoint: Path, *, with_optimizer: bool) -> None:
+        if not with_optimizer:
+            load_checkpoint(checkpoint, training_state(self.model, None), self.world)
+            return
+        materialize(self.optimizer)
+        state = training_state(self.model, self.optimizer)
+        load_checkpoint(checkpoint, state, self.world)
+        restore(self.model, self.optimizer, state)
+
+    def rehearse(self, hook: Hook) -> None:
+        """Let `hook` watch the passes of the next step, which is not taken."""
+        self.hooks = [hook]
+        hook.start(self._state())
+        self.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def run(self, hooks: Sequence[Hook], note: Callable[[str], None], **started: object) -> None:
+        """Train to the last step, or until SIGINT, SIGTERM or SIGHUP; then save.
 
         Args:
             hooks: what watches the run.
             note: shows a line on the screen.
+            started: what the first event says besides.
 
         Raises:
-            DivergedError: too many steps in a row were not finite; none of them touched a weight.
+            DivergedError: too many steps in a row, or the last ones, were not finite; none of them
+                touched a weight.
             HybridNormError: a checkpoint cannot be written.
         """
         self.hooks = hooks
@@ -100,10 +140,8 @@ class Trainer:
                 if self.memory is not None and hook.name in self.memory:
                     hook.recall(self.memory[hook.name])
                 hook.start(self._state())
-            self._event(
-                "started" if self.memory is None else "resumed",
-                parameters=self.model.num_parameters(),
-            )
+            event = "started" if self.memory is None else "resumed"
+            self._event(event, parameters=self.model.num_parameters(), **started)
             self._run(note)
 
     def _end(self, hook: Hook) -> None:
@@ -117,26 +155,22 @@ class Trainer:
             keep_every=self.config.keep_every,
             background=self.config.async_checkpoints,
         )
-        with self._stopping(note):
-            saved_at, stop, clock = self.step, False, time.perf_counter()
+        with EndSignal(note) as signal, writer:
+            stop, clock = 0, time.perf_counter()
             while self.step < self.config.steps and not stop:
-                lr = self._train_step()
-                stop = self.world.any(self.stop)
-                save = self._due(self.config.checkpoint_every)
-                if self._due(self.config.log_every) or save or stop:
+                lr = self.train_step()
+                stop = self.world.max(signal.number)  # all ranks leave after the same step
+                save = self._due(self.config.checkpoint_every) or bool(stop)
+                if self._due(self.config.log_every) or save:
                     clock = self._log(lr, clock)
                 paused = time.perf_counter()
                 if self._due(self.config.eval_every):
                     self._evaluate()
-                # Among skipped steps the weights may be ruined: keep the checkpoint from before.
-                if save and not self.guard.in_row:
+                if save:
                     self._save(writer)
-                    saved_at = self.step
                 clock += time.perf_counter() - paused
-            if saved_at != self.step:
-                self._save(writer)
-            writer.finish()
         if self.step < self.config.steps:
+            self.stopped_by = stop
             self._event("interrupted")
         else:
             self._event(
@@ -147,12 +181,17 @@ class Trainer:
                 skipped_steps=self.guard.total,
             )
 
-    def _train_step(self) -> float:
-        """One optimizer step, skipped where the gradient is not finite; returns its rate."""
-        numbers = self._backward()
-        lr = learning_rate(
-            self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
-        )
+    def train_step(self, lr: float | None = None) -> float:
+        """One optimizer step, skipped where the gradient is not finite; returns its rate.
+
+        Args:
+            lr: the learning rate; None: the schedule's.
+        """
+        numbers = self.backward()
+        if lr is None:
+            lr = learning_rate(
+                self.recipe.schedule, self.recipe.optimizer.lr, self.step + 1, self.config.steps
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grad_norm = _clip(self.model, self.recipe.optimizer.grad_clip)
@@ -164,8 +203,8 @@ class Trainer:
         self.log.add(**numbers, grad_norm=grad_norm)
         return lr
 
-    def _backward(self) -> dict[str, Tensor]:
-        """Gradients of the step's batch; its loss terms and what is watched, detached."""
+    def backward(self) -> dict[str, Tensor]:
+        """Gradients of the next step's batch; its loss terms and what is watched, detached."""
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(self.batches.step(self.step), start=1):
             if isinstance(self.model, FSDPModule):
@@ -193,9 +232,10 @@ class Trainer:
         self.seconds += now - clock
         first = self.step - len(steps) + 1
         for step, numbers in enumerate(steps, start=first):
-            if self.guard.is_fatal(numbers["grad_norm"]):
+            if self.guard.is_fatal(numbers["grad_norm"], last=step == self.config.steps):
+                batch, loss = next(self.batches.step(step - 1)), numbers["loss"]
                 error = self.guard.diverged(
-                    self.model, next(self.batches.step(step - 1)), step, numbers["loss"], self.world
+                    self.model, batch, step, loss, self.saved_at, self.world
                 )
                 self._event("diverged", step=step, reason=str(error))
                 raise error
@@ -219,30 +259,50 @@ class Trainer:
             hook.event(self._state(), row)
 
     def _state(self) -> State:
-        return State(self.recipe, self.model, self.world, self.run_dir, self.step)
+        return State(
+            self.recipe, self.model, self.world, self.run_dir, self.step, self.held_out_batches
+        )
+
+    def held_out_batches(self, limit: int) -> Iterator[tuple[Batch, int]]:
+        """As `hooks.State.held_out`."""
+        return self.batches.held_out(self.held_out, limit)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for batch, rows in self.batches.held_out(self.held_out, self.config.eval_sequences):
-            loss = self.model.loss(*batch)
-            sums += torch.stack((loss * rows, torch.full_like(loss, rows)))
+        """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text.
+
+        Of two halves, too, window by window in turn: one to choose settings by, one to compare with
+        what was chosen.
+        """
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.world.device)
+        for half in range(2):
+            for batch, rows in self.batches.held_out(
+                self.held_out, self.config.eval_sequences, slice(half, None, 2)
+            ):
+                loss = self.model.loss(*batch)
+                sums[half] += torch.stack((loss * rows, torch.full_like(loss, rows)))
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # a forward pass alone leaves embedding and head whole
-        total, count = self.world.mean(sums).tolist()
-        loss = self.val_loss = total / count
+        halves = self.world.mean(sums).tolist()
+        whole: float = sum(total for total, _ in halves) / sum(count for _, count in halves)
+        self.val_loss = whole
         row = {
             "step": self.step,
             "tokens": self.step * self._tokens_per_step(),
-            "val_loss": loss,
-            "val_perplexity": math.exp(min(loss, 700.0)),
-            "val_bits_per_byte": loss / math.log(2) * self.held_out.tokens_per_byte,
+            "val_loss": whole,
+            "val_perplexity": math.exp(min(whole, 700.0)),
+            "val_bits_per_byte": whole / math.log(2) * self.held_out.tokens_per_byte,
         }
+        for name, (total, count) in zip(HALVES, halves, strict=True):
+            if count:  # of a single window, one half is empty
+                row[name] = total / count
         for hook in self.hooks:
             hook.after_evaluation(self._state(), row)
 
     def _save(self, writer: CheckpointWriter) -> None:
+        """Save, unless the weights may be ruined: then the checkpoint before is the one to keep."""
+        if self.guard.in_row or not all_finite(self.model, self.world):
+            return
         meta: dict[str, Any] = {
             **self.identity,
             "seconds": self.seconds,
@@ -250,33 +310,14 @@ class Trainer:
             "skipped_steps": (self.guard.total, self.guard.in_row),
             "hooks": {hook.name: kept for hook in self.hooks if (kept := hook.memory())},
         }
-        state = training_state(self.model, self.optimizer)
-        writer.write(self.step, state, meta)
+        writer.write(self.step, training_state(self.model, self.optimizer), meta)
+        self.saved_at = self.step
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _tokens_per_step(self) -> int:
         return self.config.batch_size * self.config.seq_len
-
-    @contextmanager
-    def _stopping(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a stop after the step; a second one kills."""
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            self.stop = True
-            caught = Signals(number)
-            signal(caught, previous[caught])
-            note(f"{caught.name}: saving after this step")
-
-        previous = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
-        for number in previous:
-            signal(number, handle)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal(number, handler)
 
 
 def _clip(model: nn.Module, limit: float) -> Tensor:

@@ -6,17 +6,19 @@ import os
 import sys
 from pathlib import Path
 
+from hybridnorm.processes import end_with_starter
 from hybridnorm.recipe import TrainConfig
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def set_up_process(config: TrainConfig) -> None:
-    """Keep what the next step or the next run needs again: memory, and compiled code.
+    """End with the study or torchrun; keep what is needed again: memory, and compiled code.
 
     A training step frees the tensors that the next one takes again. glibc gives large ones back to
     the system, and taking them again, page by page, is up to a third of a step.
     """
+    end_with_starter()
     with contextlib.suppress(OSError, RuntimeError):  # no home that can be written: torch's default
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         cache = home / "hybridnorm" / "torchinductor"

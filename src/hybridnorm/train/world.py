@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -61,13 +61,13 @@ class World:
             values /= self.size
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank; the host waits for the ranks, not for the device."""
+    def max(self, number: int) -> int:
+        """The largest on any rank; the host waits for the ranks, not for the device."""
         if self.mesh is None:
-            return flag
-        votes = torch.tensor(int(flag))
+            return number
+        votes = torch.tensor(number)
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.group)
-        return bool(votes)
+        return int(votes)
 
     def gather(self, action: Callable[[], T]) -> list[T]:
         """The results of `action` on all ranks, by rank.
@@ -125,8 +125,8 @@ def open_world(device: str, layout: ParallelConfig) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def end_rank() -> None:
-    """End a rank's process that has done its work; in a single process nothing happens.
+def end_rank(status: int) -> NoReturn:
+    """End the process with an exit status: a rank at once.
 
     Threads of gloo can outlive their groups, and then Python's own way out aborts now and again,
     which torchrun takes for a failed run.
@@ -134,7 +134,8 @@ def end_rank() -> None:
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
+    sys.exit(status)
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -155,8 +156,8 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
         name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).item()  # of meta, there is nothing to read
+    except Exception:  # each backend has its own
         raise HybridNormError(f"train.device: {name!r} is not available here; try cpu") from None
     return device
 

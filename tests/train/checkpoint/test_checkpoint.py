@@ -1,9 +1,15 @@
+import json
+import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save as save_bytes
+from safetensors.torch import save_file
 
+from hybridnorm.data.manifest import checksum
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.transformer import Transformer
@@ -51,7 +57,7 @@ def choose(run_dir: Path, which: str) -> tuple[Path, dict[str, Any]]:
 
 def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
     names = {path.suffix for path in save(tmp_path, 1).iterdir()}
-    assert names == {".safetensors", ".json"}
+    assert names == {".safetensors", ".json", ".sha256"}
 
 
 def test_newest_and_best_are_kept(tmp_path: Path) -> None:
@@ -139,3 +145,85 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         save(tmp_path, 2)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert retention.latest_valid(tmp_path, checkpoint.read_meta)[1]["step"] == 1
+
+
+def test_only_exact_names_and_finite_losses_count(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2.0)
+    save(tmp_path, 2, float("nan"))
+    for name in ("step-00000004.bak", "step-4", "damaged-step-00000009", "step-0000000x"):
+        shutil.copytree(tmp_path / "checkpoints/step-00000001", tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / "step-00000008").touch()
+    assert [path.name[-1] for path in retention.list_checkpoints(tmp_path)] == ["1", "2"]
+    assert choose(tmp_path, "best")[1]["step"] == 1
+    before = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    retention.prune(tmp_path, keep=1)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == before
+
+
+def test_a_file_that_is_not_listed_is_not_loaded(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    model, other = Transformer(CONFIG), Transformer(CONFIG, seed=7)
+    checkpoint.load_checkpoint(path, checkpoint.training_state(model, None))
+    planted = {
+        name: tensor.clone() for name, tensor in checkpoint.training_state(other, None).items()
+    }
+    save_file(planted, path / "a.safetensors")
+    save_file(planted, path / "z.safetensors")
+    assert checkpoint.read_meta(path)["step"] == 1
+    again = Transformer(CONFIG)
+    checkpoint.load_checkpoint(path, checkpoint.training_state(again, None))
+    for expected, found in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_no_flipped_bit_of_the_record_passes(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    for file in (path / retention.META, path / "checkpoint.sha256"):
+        content = file.read_bytes()
+        for position in range(len(content)):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << position % 8
+            file.write_bytes(flipped)
+            with pytest.raises(HybridNormError, match=r"damaged|is not"):
+                checkpoint.read_meta(path)
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "null", "[]", "{}", "3", "[" * 99_999, '{"step": 1}', '{"step": 1, "files": []}',
+        '{"step": 3, "files": {}}', '{"step": 1, "files": {"../a.safetensors": "0"}}',
+        '{"step": 1, "files": {"/dev/zero": "0"}}', '{"step": 1, "files": {"a.safetensors": 0}}',
+    ],
+)  # fmt: skip
+def test_a_record_that_is_none_is_one_line_that_names_it(record: str, tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    (path / "checkpoint.sha256").unlink()  # as in older checkpoints
+    (path / retention.META).write_text(record)
+    with pytest.raises(HybridNormError, match=str(path)):
+        checkpoint.read_meta(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x04K\x01.",  # a pickle
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        save_bytes({"model.x": torch.zeros(1)}, {"DCP_SHARDING_INFO": "null"}),
+        save_bytes({"model.x": torch.zeros(1)}, {"DCP_SHARDING_INFO": "{}"}),
+        save_bytes({"model.embedding.weight": torch.zeros(1)}),
+    ],
+    ids=["empty", "pickle", "header too long", "header is a list", "null", "no offsets", "others"],
+)
+def test_absurd_tensors_are_one_line(content: bytes, tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    for old in path.iterdir():
+        old.unlink()
+    (path / "a.safetensors").write_bytes(content)
+    files = {"a.safetensors": checksum(path / "a.safetensors")}
+    (path / retention.META).write_text(json.dumps({"step": 1, "files": files}))
+    with pytest.raises(HybridNormError, match=str(path)):
+        checkpoint.load_checkpoint(path, checkpoint.training_state(Transformer(CONFIG), None))

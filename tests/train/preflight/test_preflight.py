@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from hybridnorm.model.config import PRESETS, preset
 from hybridnorm.placements import Placement, placement, strategies
 from hybridnorm.recipe.config import Recipe
 from hybridnorm.recipe.load import builtin, load_recipe
 from hybridnorm.strict_toml import to_table
+from hybridnorm.terminal import Screen
 from hybridnorm.train.preflight.misfits import Mix, misfits
 from hybridnorm.train.preflight.overview import Preflight, preflight
 
@@ -74,6 +74,24 @@ def test_builtin_recipes_fit(builtin_recipe: str, name: str) -> None:
         ("qkv-post", {"size": "7B", "optimizer__lr": 4e-4}, "stable up to 3.0e-04"),
         ("hybridnorm", {"schedule__warmup_tokens": 10**9}, "want 2,000 or more"),
         ("post-norm", {"train__tokens": 10**9, "schedule__warmup_tokens": 0}, "want 11 or more"),
+        ("pre-norm", {"train__load_balance_loss": 0.02}, "the model has no experts; it has no"),
+        ("pre-norm", {"train__router_z_loss": 0.0}, "train.router_z_loss: the model has no"),
+        ("pre-norm", {"train__keep_every": 10**6}, "train.keep_every: no checkpoint is of such"),
+        (
+            "pre-norm",
+            {"optimizer__decay_norms": False, "optimizer__weight_decay": 0.0},
+            "optimizer.decay_norms: weight_decay is 0; it has no effect",
+        ),
+        (
+            "pre-norm",
+            {"optimizer__decay_embeddings": True, "optimizer__weight_decay": 0.0},
+            "optimizer.decay_embeddings: weight_decay is 0; it has no effect",
+        ),
+        (
+            "pre-norm",
+            {"schedule__warmup_tokens": PUBLISHED["train.tokens"]},
+            "schedule.name cosine: the warm-up takes all steps",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_warning(
@@ -109,6 +127,18 @@ def test_a_users_placement_is_judged_by_what_it_does(mine: Placement) -> None:
     ]
 
 
+def test_what_a_placement_says_in_vain_is_in_the_preflight(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('overrides = [{ layers = "blocks 99", attention.input_norm = "rms" }]')
+    [found] = misfits(recipe(), placement(path), PLENTY)
+    assert found == "placement overrides[0].layers: there is no block 99 among 16"
+
+
+def test_an_initialization_with_its_own_deviation_is_named() -> None:
+    found = misfits(recipe(model__init="tiny", model__init_std=0.1), placement("pre-norm"), PLENTY)
+    assert "model.init_std: init tiny has its own; it has no effect" in found
+
+
 def test_repeated_data_is_named() -> None:
     mix = [("web", 3.0, 10**12), ("books", 1.0, 10**10)]
     [found] = misfits(recipe(), placement("pre-norm"), mix)
@@ -117,7 +147,7 @@ def test_repeated_data_is_named() -> None:
 
 def printed(checked: Preflight) -> str:
     out = io.StringIO()
-    checked.print(Console(file=out, width=100))
+    checked.print(Screen(file=out, width=100))
     return out.getvalue()
 
 
@@ -134,6 +164,13 @@ def test_the_numbers_of_a_run_on_several_ranks() -> None:
     assert found.rows["parameters"] == "551M (396M without embeddings)"
     assert found.rows["placement"] == "HybridNorm, 16 norms on the stream of 16 blocks"
     assert found.rows["data"] == "text: 100.0%, 10T tokens, 0.02 epochs"
+
+
+def test_one_is_no_plural() -> None:
+    chosen = recipe("demo", model__vocab_size=64, model__n_layers=1, train__batch_size=1)
+    found = preflight(chosen, placement("qkv-post"), PLENTY).rows
+    assert found["placement"].endswith(", 1 norm on the stream of 1 block")
+    assert found["batch"] == "1 sequence of 4,096 = 4,096 tokens; per rank 1 x 1 sequence"
 
 
 def test_experts_are_shown_with_what_a_token_uses() -> None:

@@ -20,7 +20,7 @@ class Document(NamedTuple):
     digest: bytes
     """SHA-256 of the text: equal documents have equal ones."""
     held_out: bool
-    """Whether it belongs to the validation split: a pure function of its key."""
+    """Whether it belongs to the validation split: as its input does, or by a hash of its key."""
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Tally:
     near_empty: int = 0
     over_long: int = 0
     corrupt: int = 0
+    dropped_characters: int = 0
     first_corrupt: list[tuple[Slice, Bad]] = field(default_factory=list)
 
     def __iadd__(self, other: "Tally") -> "Tally":
@@ -38,6 +39,7 @@ class Tally:
         self.near_empty += other.near_empty
         self.over_long += other.over_long
         self.corrupt += other.corrupt
+        self.dropped_characters += other.dropped_characters
         self.first_corrupt = [*self.first_corrupt, *other.first_corrupt][:_SHOWN]
         return self
 
@@ -54,7 +56,7 @@ def documents(
         HybridNormError: an input cannot be read.
     """
     place = -1
-    for text, key in _texts(unit, config, tally):
+    for text, key, split in _texts(unit, config, tally):
         if len(text.strip()) < config.min_chars:
             tally.near_empty += 1
             continue
@@ -65,7 +67,7 @@ def documents(
         digest = hashlib.sha256(text.encode()).digest()
         side = digest if key is None else hashlib.sha256(key.encode()).digest()
         held_out = int.from_bytes(side[:8], "little") < config.validation_fraction * 2**64
-        yield Document(text, digest, held_out)
+        yield Document(text, digest, split == "validation" if split else held_out)
 
 
 def with_tail_held_out(found: Iterable[Document], fraction: float) -> Iterator[Document]:
@@ -87,20 +89,22 @@ def with_tail_held_out(found: Iterable[Document], fraction: float) -> Iterator[D
         yield last._replace(text=text[cut:], held_out=True)
 
 
-def _texts(unit: Unit, config: PrepareConfig, tally: Tally) -> Iterator[tuple[str, str | None]]:
-    """Every text, cut where it is too long, with the key of its whole document."""
+def _texts(
+    unit: Unit, config: PrepareConfig, tally: Tally
+) -> Iterator[tuple[str, str | None, str | None]]:
+    """Every text, cut where it is too long, with the key of its whole document and its split."""
     for piece in unit:
         try:
             for found in FORMATS[piece.format].read(piece, config.text_field):
                 if isinstance(found, Bad):
-                    tally += Tally(corrupt=1, first_corrupt=[(piece, found)])
+                    tally += Tally(corrupt=found.lines, first_corrupt=[(piece, found)])
                     if config.bad_lines == "fail":
                         return
                     continue
                 parts = list(cut_text(found.text, config.max_chars))
                 tally.over_long += len(parts) > 1
                 for part in parts:
-                    yield part, found.key
+                    yield part, found.key, piece.split
         except OSError as error:
             raise HybridNormError(f"cannot read {piece.path}: {error.strerror}") from None
 

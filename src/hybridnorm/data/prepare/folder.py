@@ -6,10 +6,11 @@ prepared/demo-bpe4096-1a2b3c4d/tokenizer.json
 prepared/demo-bpe4096-1a2b3c4d/unfinished/       while it is made: the plan, and a record per unit
 """
 
+import contextlib
 import itertools
+import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,37 +21,43 @@ from rich.console import Console
 from hybridnorm.data.config import DataConfig, PrepareConfig
 from hybridnorm.data.manifest import (
     MANIFEST,
+    SEAL,
     SPLITS,
-    VERSION,
-    Prepared,
-    checksum,
-    open_prepared,
+    WORK,
+    Manifest,
+    Split,
     read_manifest,
     report,
-    write_json,
+    write_manifest,
 )
 from hybridnorm.data.prepare.documents import Tally
-from hybridnorm.data.prepare.formats import lines_before
-from hybridnorm.data.prepare.inputs import Source, Unit, cut_units, find_sources, size_of
-from hybridnorm.data.prepare.plan import PLAN, WORK, claimed, make_plan, name_of
+from hybridnorm.data.prepare.inputs import Unit, cut_units, size_of
+from hybridnorm.data.prepare.plan import PLAN, claimed, make_plan, name_of
 from hybridnorm.data.prepare.pool import cores, mapped
 from hybridnorm.data.prepare.progress import PrepareProgress
 from hybridnorm.data.prepare.shards import (
     Job,
     Record,
     digest_unit,
-    dtype_of,
     read_record,
     tokenize_unit,
 )
+from hybridnorm.data.prepare.sources import Found, find_sources
+from hybridnorm.data.prepare.summary import located, manifest_of
+from hybridnorm.data.prepared import Prepared, open_prepared
 from hybridnorm.data.tokenizer import (
+    BYTE,
+    CONFIG,
+    JSON,
     ByteTokenizer,
-    copy_tokenizer,
     load_tokenizer,
     tokenizer_file,
     train_bpe,
 )
 from hybridnorm.errors import HybridNormError
+from hybridnorm.files import write_whole
+
+_PARTIAL = ".*.partial"  # what a kill leaves of a file that is written whole
 
 
 def open_data(config: DataConfig, *, console: Console) -> Prepared:
@@ -62,19 +69,19 @@ def open_data(config: DataConfig, *, console: Console) -> Prepared:
     """
     if config.prepared:
         return open_prepared([Path(folder) for folder in config.prepared], config.weights)
-    sources = find_sources([config.source])
-    folder = Path(config.cache) / name_of(config, make_plan(sources, config))
+    found = find_sources([config.source], config.validation)
+    folder = Path(config.cache) / name_of(config, make_plan(found, config))
     known = (folder / MANIFEST).exists()
-    manifest = prepare_folder(sources, folder, config, workers=cores(), console=console)
+    manifest = prepare_folder(found, folder, config, workers=cores(), console=console)
     if not known:
         console.print(report(folder, manifest))
     return open_prepared([folder])
 
 
 def prepare_folder(
-    sources: Sequence[Source], out: Path, config: PrepareConfig, *, workers: int, console: Console
-) -> dict[str, Any]:
-    """Prepare `sources` into the folder `out`, or go on where that was left off.
+    found: Found, out: Path, config: PrepareConfig, *, workers: int, console: Console
+) -> Manifest:
+    """Prepare what was `found` into the folder `out`, or go on where that was left off.
 
     Returns:
         The folder's manifest.
@@ -83,24 +90,25 @@ def prepare_folder(
         HybridNormError: bad input, a folder that holds something else, or a disk that cannot be
             written.
     """
-    plan = make_plan(sources, config)
+    plan = make_plan(found, config)
     try:
         with claimed(out, plan, console):
             if not (out / MANIFEST).exists():
-                _make(sources, out, config, plan, workers, console)
+                _make(found, out, config, plan, workers, console)
+            shutil.rmtree(out / WORK, ignore_errors=True)  # a kill may have left it
         manifest = read_manifest(out)
     except OSError as error:
         raise HybridNormError(
             f"cannot write {out}: {error.strerror}; what is finished is kept, and the same command "
             "continues"
         ) from None
-    if config.bad_lines == "fail" and (lines := manifest["counts"]["first_corrupt"]):
+    if config.bad_lines == "fail" and (lines := manifest.counts.first_corrupt):
         raise _fatal(lines[0])
     return manifest
 
 
 def _make(
-    sources: Sequence[Source],
+    found: Found,
     out: Path,
     config: PrepareConfig,
     plan: dict[str, Any],
@@ -109,11 +117,14 @@ def _make(
 ) -> None:
     work = out / WORK
     work.mkdir(exist_ok=True)
-    for left in work.glob("*.part"):
+    for left in (*work.glob("*.part"), *work.glob(_PARTIAL), *out.glob(_PARTIAL)):
         left.unlink()
-    write_json(work / PLAN, plan)
+    write_whole(work / PLAN, json.dumps(plan, indent=1))
+    if len(found.sources) > 1 or found.passed_over:
+        for line in found.lines():
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
     try:
-        units = cut_units(sources)
+        units = cut_units(found.sources)
         with PrepareProgress(console) as progress:
             repeated = _repeated(units, config, workers, progress)
             jobs = [Job(*job) for job in zip(itertools.count(), units, repeated)]
@@ -122,10 +133,24 @@ def _make(
             records = _tokenize(out, jobs, config, workers, progress)
     except HybridNormError:
         if not any(work.glob("[0-9]*.json")):
-            shutil.rmtree(out, ignore_errors=True)  # nothing to continue
+            _discard(out)  # nothing to continue
         raise
-    write_json(out / MANIFEST, _manifest(out, plan, records))
-    shutil.rmtree(work)
+    for split in SPLITS:
+        if not any(split in record.shards for record in records):
+            _discard(out)  # to go on would end here again
+            raise _empty(split, plan["inputs"][0][0] if plan["inputs"] else out.name)
+    write_manifest(out, manifest_of(out, plan, records))
+
+
+def _discard(out: Path) -> None:
+    """Delete what preparation made. What says whose folder this is goes last, in case of a kill."""
+    made = (f"{split}-*.bin" for split in SPLITS)
+    for pattern in (*made, JSON, CONFIG, BYTE, SEAL, _PARTIAL):
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty
+        out.rmdir()
 
 
 def _repeated(
@@ -137,7 +162,7 @@ def _repeated(
     found = []
     with mapped(partial(digest_unit, config), units, workers) as results:
         for unit_digests, tally in progress.follow("looking for duplicates", units, results):
-            _refuse_corrupt(tally, config)
+            refuse_corrupt(tally, config)
             found.append(unit_digests)
     ends = np.cumsum([len(part) for part in found])
     digests = np.concatenate(found)
@@ -154,14 +179,24 @@ def _with_both_splits(jobs: list[Job], config: PrepareConfig) -> list[Job]:
     """The jobs; where the hashes leave a split empty, the last one with text holds out its end.
 
     Looks no further than the first document on each side.
+
+    Raises:
+        HybridNormError: a split whose inputs were named is empty.
     """
     sides, last = set[bool](), 0
     for job in jobs:
         for document in job.documents(config, Tally()):
             sides.add(document.held_out)
             last = job.number
-            if len(sides) == 2:
-                return jobs
+            if job.sides <= sides:
+                break
+        if len(sides) == 2:
+            return jobs
+    pieces = [piece for job in jobs for piece in job.unit if piece.split]
+    if pieces:
+        missing: Split = "train" if True in sides else "validation"
+        path = next((piece.path for piece in pieces if piece.split == missing), pieces[0].path)
+        raise _empty(missing, path)
     return [job._replace(holds_tail=job.number == last) for job in jobs]
 
 
@@ -170,15 +205,12 @@ def _save_tokenizer(
 ) -> None:
     if tokenizer_file(out).exists():
         return
-    work = out / WORK
     if config.tokenizer == "byte":
-        ByteTokenizer().save(work)
+        ByteTokenizer().save(out)
     elif config.tokenizer == "bpe":
-        train_bpe(_sample(jobs, config, progress), config.tokenizer_vocab_size).save(work)
+        train_bpe(_sample(jobs, config, progress), config.tokenizer_vocab_size).save(out)
     else:
-        copy_tokenizer(Path(config.tokenizer), work)
-    file = tokenizer_file(work)
-    file.rename(out / file.name)
+        load_tokenizer(Path(config.tokenizer), config.end_of_document).save(out)
 
 
 def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgress) -> Iterator[str]:
@@ -194,7 +226,7 @@ def _sample(jobs: Sequence[Job], config: PrepareConfig, progress: PrepareProgres
             if not document.held_out:
                 left -= len(document.text.encode())
                 yield document.text
-        _refuse_corrupt(tally, config)
+        refuse_corrupt(tally, config)
 
 
 def _tokenize(
@@ -208,56 +240,24 @@ def _tokenize(
     records = {job.number: record for job in jobs if (record := read_record(out, job.number))}
     missing = [job for job in jobs if job.number not in records]
     for record in records.values():
-        _refuse_corrupt(record.tally, config)
+        refuse_corrupt(record.tally, config)
     with mapped(partial(tokenize_unit, out, config), missing, workers) as results:
         units = [job.unit for job in missing]
         for job, record in zip(missing, progress.follow("tokenizing", units, results), strict=True):
-            _refuse_corrupt(record.tally, config)
+            refuse_corrupt(record.tally, config)
             records[job.number] = record
     return [records[job.number] for job in jobs]
 
 
-def _refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
+def refuse_corrupt(tally: Tally, config: PrepareConfig) -> None:
+    """Raise `HybridNormError` naming the first corrupt line, where such lines are fatal."""
     if config.bad_lines == "fail" and tally.corrupt:
-        raise _fatal(_located(tally)[0])
+        raise _fatal(located(tally)[0])
 
 
 def _fatal(line: str) -> HybridNormError:
     return HybridNormError(f"{line}; bad_lines = skip passes over such lines")
 
 
-def _located(tally: Tally) -> list[str]:
-    return [
-        f"{piece.path}: line {lines_before(piece) + bad.line}: {bad.reason}"
-        for piece, bad in tally.first_corrupt
-    ]
-
-
-def _manifest(out: Path, plan: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    tally = Tally()
-    for record in records:
-        tally += record.tally
-    splits = {}
-    for name in SPLITS:
-        shards = [record.shards[name] for record in records if name in record.shards]
-        if not shards:
-            shutil.rmtree(out, ignore_errors=True)  # to go on would end here again
-            source = plan["inputs"][0][0] if plan["inputs"] else out.name
-            raise HybridNormError(f"{source}: the {name} split is empty; add text")
-        totals = {k: sum(vars(s)[k] for s in shards) for k in ("tokens", "documents", "text_bytes")}
-        files = [{k: vars(s)[k] for k in ("file", "tokens", "sha256")} for s in shards]
-        splits[name] = {**totals, "shards": files}
-    tokenizer, file = load_tokenizer(out), tokenizer_file(out)
-    return {
-        "version": VERSION,
-        "dtype": dtype_of(tokenizer).str,
-        "tokenizer": {
-            "file": file.name,
-            "sha256": checksum(file),
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_document": tokenizer.end_of_document,
-        },
-        "splits": splits,
-        "counts": {**asdict(tally), "first_corrupt": _located(tally)},
-        "plan": plan,
-    }
+def _empty(split: Split, source: str) -> HybridNormError:
+    return HybridNormError(f"{source}: the {split} split is empty; add text")

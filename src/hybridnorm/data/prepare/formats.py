@@ -4,6 +4,7 @@ A format never reads a whole large file: what can be cut is cut where a line or 
 and what cannot (a compressed stream) is read as it comes.
 """
 
+import codecs
 import gzip
 import io
 import itertools
@@ -20,6 +21,7 @@ from hybridnorm.data.tokenizer import END_OF_DOCUMENT
 from hybridnorm.errors import HybridNormError
 
 _LINE_LIMIT = 1 << 26  # bytes; what goes on longer without an end is no line
+_LARGEST_WINDOW = 1 << 31  # of zstd --ultra --long=31, the largest there is
 _WINDOW = 1 << 20  # bytes looked through for a place to cut a text
 _SEPARATOR = re.compile(rf"(?m)(?:^|\r?\n){re.escape(END_OF_DOCUMENT)}\r?(?:\n|\Z)")
 _SEPARATOR_BYTES = re.compile(_SEPARATOR.pattern.encode())
@@ -35,6 +37,8 @@ class Slice(NamedTuple):
     stop: int
     size: int
     """Bytes on disk, about."""
+    split: str | None
+    """The split it belongs to, all of it. None: a hash decides for each document."""
 
 
 class Text(NamedTuple):
@@ -50,6 +54,8 @@ class Bad(NamedTuple):
 
     line: int
     reason: str
+    lines: int = 1
+    """How many lines are lost with it, from it on."""
 
 
 class Format(NamedTuple):
@@ -114,11 +120,21 @@ def _cut(
 ) -> list[tuple[int, int, int]]:
     size, edges = path.stat().st_size, [0]
     with path.open("rb") as file:
+        _refuse_binary(path, file.read(_WINDOW))
         while edges[-1] + target < size:
             edges.append(min(after(file, edges[-1] + target), size))
     if edges[-1] < size:
         edges.append(size)
     return [(a, b, b - a) for a, b in itertools.pairwise(edges)]
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise HybridNormError(
+            f"{path} is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8), or leave it out"
+        )
+    if b"\0" in head:
+        raise HybridNormError(f"{path} is not text (it holds NUL bytes); leave it out")
 
 
 def _after_line(file: BinaryIO, at: int) -> int:
@@ -147,18 +163,25 @@ def _read_text(piece: Slice, text_field: str) -> Iterator[Text | Bad]:
         file.seek(piece.start)
         data = file.read(piece.stop - piece.start)
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
+        text = _decoded(data)
+    except ValueError:
         kept = []
         for number, line in enumerate(data.split(b"\n"), start=1):
             try:
-                kept.append(line.decode("utf-8"))
-            except UnicodeDecodeError:
+                kept.append(_decoded(line))
+            except ValueError:
                 yield Bad(number, "not UTF-8")
         text = "\n".join(kept)
     *documents, rest = _SEPARATOR.split(text)
     for document in [*documents, rest] if rest else documents:
-        yield Text(document, None)
+        yield Text(document.removeprefix("\ufeff"), None)
+
+
+def _decoded(data: bytes) -> str:
+    """The text of UTF-8; what holds NUL is UTF-16 or no text at all, though it decodes."""
+    if b"\0" in data:
+        raise ValueError("NUL")
+    return data.decode("utf-8")
 
 
 def _read_lines(piece: Slice, text_field: str) -> Iterator[Text | Bad]:
@@ -176,7 +199,9 @@ def _read_gzip(piece: Slice, text_field: str) -> Iterator[Text | Bad]:
 def _read_zstd(piece: Slice, text_field: str) -> Iterator[Text | Bad]:
     zstandard = optional_module("zstandard", "zstd", piece.path)
     with Path(piece.path).open("rb") as raw:
-        file = io.BufferedReader(_Zstd(raw, zstandard.ZstdDecompressor()), _WINDOW)
+        file = io.BufferedReader(
+            _Zstd(raw, zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)), _WINDOW
+        )
         damage = (EOFError, zstandard.ZstdError)
         yield from _json_lines(file, sys.maxsize, text_field, damage)
 
@@ -237,7 +262,7 @@ def _lines(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 def _document(line: bytes, text_field: str, number: int) -> Text | Bad:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8-sig"))
         return checked(record[text_field], text_field, number)
     except UnicodeDecodeError:
         return Bad(number, "not UTF-8")

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.processes import end_when
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -54,10 +54,4 @@ def mapped(
 def _start(leash: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    threading.Thread(target=_exit_with_parent, args=(leash,), daemon=True).start()
-
-
-def _exit_with_parent(leash: Connection) -> None:
-    """Leave at once when the other end is closed: on an error, and when the parent is killed."""
-    leash.poll(None)
-    os._exit(1)
+    end_when(lambda: leash.poll(None))  # closed on an error, and when the parent is killed

@@ -23,7 +23,7 @@ class PrepareProgress:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             DownloadColumn(),
             TransferSpeedColumn(),

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridnorm.data.config import PrepareConfig
-from hybridnorm.data.manifest import SPLITS, checksum, write_json
+from hybridnorm.data.manifest import SPLITS, WORK, Split, checksum
 from hybridnorm.data.prepare.documents import Document, Tally, documents, with_tail_held_out
 from hybridnorm.data.prepare.formats import Bad, Slice
 from hybridnorm.data.prepare.inputs import Unit
-from hybridnorm.data.prepare.plan import WORK
 from hybridnorm.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_file
+from hybridnorm.files import read_json, write_whole
+from hybridnorm.strict_toml import build
 
 _BATCH_CHARS = 1 << 20  # tokenized at once: bounds the memory
 
@@ -53,6 +54,12 @@ class Job(NamedTuple):
     holds_tail: bool = False
     """Whether the end of its last document is held out, and nothing else."""
 
+    @property
+    def sides(self) -> set[bool]:
+        """Whether its documents may be held out, and whether they may not."""
+        splits = {piece.split for piece in self.unit}
+        return {False, True} if None in splits else {split == "validation" for split in splits}
+
     def documents(self, config: PrepareConfig, tally: Tally) -> Iterator[Document]:
         """The documents of the unit, as `documents.documents` gives them."""
         found = documents(self.unit, config, tally, self.repeated)
@@ -83,27 +90,36 @@ def tokenize_unit(folder: Path, config: PrepareConfig, job: Job) -> Record:
     with contextlib.ExitStack() as files:
         parts = [files.enter_context(_Part(folder, name, job.number, tokenizer)) for name in SPLITS]
         for batch in _batches(job.documents(config, record.tally)):
-            encoded = tokenizer.encode_batch([document.text for document in batch])
+            texts = [document.text for document in batch]
+            encoded = tokenizer.encode_batch(texts)
+            record.tally.dropped_characters += tokenizer.dropped(texts)
             for document, ids in zip(batch, encoded, strict=True):
                 parts[document.held_out].add(document, ids)
         if record.tally.corrupt and config.bad_lines == "fail":
             return record
         record.shards = {p.split: p.publish() for p in parts if p.shard.tokens}
-    write_json(_record_path(folder, job.number), asdict(record))
+    write_whole(_record_path(folder, job.number), json.dumps(asdict(record)))
     return record
 
 
 def read_record(folder: Path, index: int) -> Record | None:
     """The record of a unit whose shards are there and intact."""
     try:
-        table = json.loads(_record_path(folder, index).read_text(encoding="utf-8"))
+        table = read_json(_record_path(folder, index))
         named = [(Slice(*piece), Bad(*bad)) for piece, bad in table["tally"]["first_corrupt"]]
-        shards = {split: Shard(**shard) for split, shard in table["shards"].items()}
-        if any(checksum(folder / shard.file) != shard.sha256 for shard in shards.values()):
-            return None
+        shards = {split: build(Shard, shard) for split, shard in table["shards"].items()}
+        for split, shard in shards.items():
+            path = folder / _shard_name(split, index)
+            if path.name != shard.file or checksum(path) != shard.sha256:
+                return None
         return Record(Tally(**{**table["tally"], "first_corrupt": named}), shards)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def _shard_name(split: str, index: int) -> str:
+    """The file of one unit and split."""
+    return f"{split}-{index:05d}.bin"
 
 
 def _record_path(folder: Path, index: int) -> Path:
@@ -118,9 +134,9 @@ def _tokenizer(folder: Path, sha256: str) -> TextTokenizer:
 class _Part:
     """The shard of one unit and split while it is written."""
 
-    def __init__(self, folder: Path, split: str, index: int, tokenizer: TextTokenizer) -> None:
+    def __init__(self, folder: Path, split: Split, index: int, tokenizer: TextTokenizer) -> None:
         self.split = split
-        self.shard = Shard(f"{split}-{index:05d}.bin")
+        self.shard = Shard(_shard_name(split, index))
         self._path = folder / self.shard.file
         self._partial = folder / WORK / f"{self.shard.file}.{os.getpid()}.part"
         self._dtype, self._end = dtype_of(tokenizer), tokenizer.end_of_document

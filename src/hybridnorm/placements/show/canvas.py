@@ -5,7 +5,7 @@ from functools import cache
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
@@ -34,7 +34,9 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of a text in points."""
     if not text.strip():
         return 0.0
-    path = TextPath((0, 0), text, size=size, prop=FontProperties(family=FONT, weight=weight))
+    path = TextPath(
+        (0, 0), _verbatim(text), size=size, prop=FontProperties(family=FONT, weight=weight)
+    )
     return float(path.get_extents().width)
 
 
@@ -72,7 +74,7 @@ class Canvas:
         self.axes.text(
             x,
             y,
-            text,
+            _verbatim(text),
             size=size,
             color=color,
             ha=align,
@@ -128,6 +130,13 @@ class Canvas:
             stroke = [(x + reach * px, y + reach * py) for px, py in (a, b)]
             patch = PathPatch(Path(stroke), fill=False, edgecolor=edge, linewidth=1.1, zorder=5)
             self.axes.add_patch(patch)
+
+
+def _verbatim(text: str) -> str:
+    """For matplotlib, to which two dollars are a formula; a box stands for what the font lacks."""
+    glyphs = get_font(findfont(FontProperties(family=FONT)))
+    shown = (c if c == "\n" or glyphs.get_char_index(ord(c)) else "\N{WHITE SQUARE}" for c in text)
+    return "".join(shown).replace("$", r"\$")
 
 
 def _rounded(points: Sequence[Point], radius: float) -> Path:

@@ -5,10 +5,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from hybridnorm.placements.properties import without_effect
 from hybridnorm.placements.registry import placement, strategies
 from hybridnorm.placements.show.equations import equations
 from hybridnorm.placements.show.facts import facts
 from hybridnorm.placements.spec import Placement
+from hybridnorm.terminal import Screen
 
 _GRAMMAR = (
     "also: [pre-]<letters of q, k, v, c>-<post|pre>, such as kv-pre or pre-qkvc-post; "
@@ -25,40 +27,37 @@ def show(name: str | None, out: Path = Path(), n_layers: int = 12) -> None:
         HybridNormError: no such placement, a broken file, no layers, or a folder that cannot be
             written.
     """
-    console = Console(highlight=False)
+    screen = Screen()
     if name is None:
-        _list(console)
+        _list(screen)
     else:
-        _show(console, placement(name), out, n_layers)
+        _show(screen, placement(name), out, n_layers)
 
 
-def _list(console: Console) -> None:
+def _list(screen: Console) -> None:
     found = strategies().values()
     name, title = (max(len(getattr(p, field)) for p in found) for field in ("name", "title"))
     init = max(len(p.init) for p in found)
     for p in found:
         line = Text(f"{p.name:<{name}}", style="bold")
         line.append(f"  {p.title:<{title}}  {p.init:<{init}}  {p.source}", style="not bold")
-        _line(console, line)
-    _line(console, Text(_GRAMMAR, style="dim"))
+        screen.print(line)
+    screen.print(Text(_GRAMMAR, style="dim"))
 
 
-def _show(console: Console, found: Placement, out: Path, n_layers: int) -> None:
+def _show(screen: Console, found: Placement, out: Path, n_layers: int) -> None:
     from hybridnorm.placements.show.drawing import save_drawing  # matplotlib: not for the list
 
     sections = equations(found, n_layers)
-    _line(console, Text(found.title or found.name, style="bold"))
+    screen.print(Text(found.title or found.name, style="bold"))
     for section in sections:
-        _line(console, Text(f"\n{section.title}", style="cyan"))
+        screen.print(Text(f"\n{section.title}", style="cyan"))
         for equation in section.lines:
-            _line(console, Text(f"  {equation}"))
-    _line(console, Text("\nfacts", style="cyan"))
+            screen.print(Text(f"  {equation}"))
+    screen.print(Text("\nfacts", style="cyan"))
     for label, text in facts(found, n_layers).items():
-        _line(console, Text(f"  {label}: ", style="dim").append(text, style="not dim"))
+        screen.print(Text(f"  {label}: ", style="dim").append(text, style="not dim"))
+    for warning in without_effect(found, n_layers):
+        screen.print(Text(f"  warning: {warning}", style="yellow"))
     svg, png = save_drawing(found, out, n_layers)
-    _line(console, Text(f"\ndrawn in {svg} and {png}"))
-
-
-def _line(console: Console, text: Text) -> None:
-    """One line of text, never broken or cut: a terminal wraps it, a pipe gets all of it."""
-    console.print(text, soft_wrap=True)
+    screen.print(Text(f"\ndrawn in {svg} and {png}"))

@@ -5,6 +5,7 @@ from hybridnorm.placements.properties import stream_norms
 from hybridnorm.placements.show.equations import residual_term
 from hybridnorm.placements.show.symbols import Symbols, norm_notes
 from hybridnorm.placements.spec import BlockSpec, Norm, Placement, norms_of
+from hybridnorm.text import count
 
 _CARRIES = {
     "raw": "raw",
@@ -46,8 +47,8 @@ def norms_in(block: BlockSpec) -> str:
         for part, spec in parts.items()
         if norms_of(spec)
     ]
-    count = sum(len(norms_of(spec)) for spec in parts.values())
-    return f"{count} ({'; '.join(texts)})" if texts else "none"
+    total = sum(len(norms_of(spec)) for spec in parts.values())
+    return f"{total} ({'; '.join(texts)})" if texts else "none"
 
 
 def residual(block: BlockSpec, symbols: Symbols) -> str:
@@ -62,8 +63,8 @@ def residual(block: BlockSpec, symbols: Symbols) -> str:
 def _stream_norms(placement: Placement, n_layers: int) -> str:
     ends = {"embedding norm": placement.embed_norm, "final norm": placement.final(n_layers)}
     named = [f"the {name}" for name, norm in ends.items() if norm]
-    count = f"{stream_norms(placement, n_layers)} in {n_layers} blocks"
-    return f"{count}, and {' and '.join(named)}" if named else count
+    inside = f"{stream_norms(placement, n_layers)} in {count(n_layers, 'block')}"
+    return f"{inside}, and {' and '.join(named)}" if named else inside
 
 
 def _norm_name(field: str, norm: Norm) -> str:

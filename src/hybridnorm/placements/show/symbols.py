@@ -5,9 +5,10 @@ from collections.abc import Callable, Hashable, Iterable
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
-from hybridnorm.errors import check_at_least
 from hybridnorm.placements.properties import relevant
 from hybridnorm.placements.spec import BlockSpec, Norm, Placement, Scale, norms_of
+from hybridnorm.ranges import Layers, check_number
+from hybridnorm.text import count
 
 _SUBSCRIPT = {"q_norm": "q", "k_norm": "k", "v_norm": "v", "context_norm": "c", "mid_norm": "m"}
 _LETTER = {"rms": "N", "layer": "LN", "l2": "L2", "dyt": "DyT", "derf": "Derf"}
@@ -46,7 +47,7 @@ def distinct_blocks(placement: Placement, n_layers: int) -> list[Group]:
     Raises:
         HybridNormError: no layers, or overrides that contradict each other.
     """
-    check_at_least(1, "n_layers", n_layers)
+    check_number("n_layers", n_layers, Layers)
     groups: dict[BlockSpec, list[int]] = {}
     for layer in range(n_layers):
         groups.setdefault(placement.block(layer, n_layers), []).append(layer)
@@ -164,7 +165,7 @@ class Symbols:
         depth = self._n_layers
         unit = f" × {scale_text(Scale(width_power=scale.width_power))}" * bool(scale.width_power)
         if not scale.layer_power:
-            return f"{scale.at(0, depth, 1):.4g}{unit} for L = {depth} blocks"
+            return f"{scale.at(0, depth, 1):.4g}{unit} for L = {count(depth, 'block')}"
         ends = [f"{scale.at(layer, depth, 1):.4g}{unit}" for layer in (0, depth - 1)]
         return f"{' to '.join(ends)} for l = 0 to {depth - 1}"
 

@@ -1,7 +1,10 @@
 from .retention import choose_checkpoint as choose_checkpoint
 from .retention import latest_valid as latest_valid
 from .retention import list_checkpoints as list_checkpoints
+from .retention import set_aside_damaged as set_aside_damaged
 from .storage import CheckpointWriter as CheckpointWriter
+from .storage import check_tensors as check_tensors
 from .storage import load_checkpoint as load_checkpoint
 from .storage import read_meta as read_meta
+from .storage import save_checkpoint as save_checkpoint
 from .storage import training_state as training_state

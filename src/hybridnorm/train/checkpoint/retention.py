@@ -1,22 +1,26 @@
 """Which checkpoints a run has, which one to load, which ones to keep. No torch."""
 
-import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_json
 
 FOLDER = "checkpoints"
 META = "checkpoint.json"
-_PARTIAL = ".partial-"
+_PARTIAL, _DAMAGED = ".partial-", "damaged-"
+_NAME = re.compile(r"step-\d{8,}")
 Read = Callable[[Path], dict[str, Any]]
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted((run_dir / FOLDER).glob("step-*"))
+    """The complete checkpoints of a run, oldest first; whatever has another name is not one."""
+    found = (run_dir / FOLDER).glob("step-*")
+    return sorted((p for p in found if _NAME.fullmatch(p.name) and p.is_dir()), key=_step)
 
 
 def partial_path(checkpoint: Path) -> Path:
@@ -28,6 +32,15 @@ def clear_partial(run_dir: Path) -> None:
     """Delete what a kill in the middle of writing or deleting has left."""
     for path in (run_dir / FOLDER).glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside_damaged(run_dir: Path, good: Path) -> None:
+    """Rename those newer than `good`, the newest intact one: to keep them is not to keep it."""
+    for path in list_checkpoints(run_dir):
+        if _step(path) > _step(good):
+            aside = path.with_name(f"{_DAMAGED}{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def latest_valid(run_dir: Path, read: Read) -> tuple[Path, dict[str, Any], list[str]]:
@@ -94,7 +107,7 @@ def _step(checkpoint: Path) -> int:
 
 def _val_loss(checkpoint: Path) -> float | None:
     try:
-        loss = json.loads((checkpoint / META).read_text(encoding="utf-8")).get("val_loss")
-    except (OSError, ValueError):
+        loss = read_json(checkpoint / META).get("val_loss")
+    except HybridNormError:
         return None
-    return float(loss) if loss is not None else None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None

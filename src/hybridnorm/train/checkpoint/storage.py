@@ -2,6 +2,7 @@
 
     checkpoints/step-00000100/*.safetensors    weights and optimizer state; no pickle anywhere
     checkpoints/step-00000100/checkpoint.json  step, what the run was, a checksum per file
+    checkpoints/step-00000100/checkpoint.sha256    the checksum of checkpoint.json
 
 Every rank writes what it holds, under a temporary name; then the files are flushed to the disk and
 the folder is renamed. A kill at any moment leaves the previous checkpoint untouched. Any number of
@@ -13,15 +14,17 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -31,12 +34,15 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from hybridnorm.data import checksum
 from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_json, read_text, write_whole
 from hybridnorm.placements import HEAD_NORMS
 from hybridnorm.train.checkpoint.retention import FOLDER, META, clear_partial, partial_path, prune
 from hybridnorm.train.optim import Optimizers, optimizer_state
 from hybridnorm.train.world import World
 
 State = dict[str, Tensor]
+_SUFFIX = ".safetensors"
+_META_CHECKSUM = "checkpoint.sha256"  # older checkpoints have none
 _HEAD_NORM = re.compile(rf"\b({'|'.join(HEAD_NORMS)})\.")
 
 
@@ -57,6 +63,16 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1) if background else None
         self._pending: Future[None] | None = None
         world.on_main(lambda: clear_partial(run_dir))
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """However the run ends, no thread writes on; what ended it is what the user hears."""
+        with suppress(HybridNormError) if error else nullcontext():
+            self.finish()
 
     def write(self, step: int, state: State, meta: dict[str, Any]) -> None:
         """Save `state` as it is now; a background write copies it first.
@@ -106,8 +122,8 @@ def save_checkpoint(
     def publish(checksums: list[dict[str, str]]) -> None:
         files = {name: digest for part in checksums for name, digest in part.items()}
         record = {**meta, "step": step, "files": dict(sorted(files.items()))}
-        (partial / META).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        _flush(partial / META)
+        write_whole(partial / META, json.dumps(record, indent=1))
+        write_whole(partial / _META_CHECKSUM, checksum(partial / META))
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _flush(target.parent)
@@ -141,41 +157,90 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / META
     try:
-        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, digest in meta["files"].items():
+        meta = read_json(path)
+        if (own := checkpoint / _META_CHECKSUM).exists() and read_text(own) != checksum(path):
+            raise HybridNormError(f"{path} is damaged (wrong checksum)")
+        for name, digest in _files(checkpoint, meta).items():
             path = checkpoint / name
+            if not path.is_file():
+                raise HybridNormError(f"{path} is missing")
             if checksum(path) != digest:
-                raise HybridNormError(f"checkpoint: {path} is damaged (wrong checksum)")
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, HybridNormError):
-            raise
-        raise HybridNormError(f"checkpoint: {path} is missing or damaged") from None
+                raise HybridNormError(f"{path} is damaged (wrong checksum)")
+    except OSError as error:
+        raise HybridNormError(f"checkpoint: {path}: cannot read: {error.strerror}") from None
+    except HybridNormError as error:
+        raise HybridNormError(f"checkpoint: {error}") from None
     return meta
+
+
+def _files(checkpoint: Path, meta: dict[str, Any]) -> dict[str, str]:
+    """The checksums of its files, of which none is outside of it.
+
+    Raises:
+        HybridNormError: this is not the content of a checkpoint.json.
+    """
+    files = meta.get("files")
+    step = int(checkpoint.name.rpartition("-")[2])
+    if not isinstance(files, dict) or meta.get("step") != step:
+        raise HybridNormError(f"{checkpoint / META} is damaged: not the record of step {step}")
+    if strange := [name for name in files if Path(name).name != name or not name.endswith(_SUFFIX)]:
+        raise HybridNormError(f"{checkpoint / META} is damaged: it lists {strange[0]!r}")
+    return files
 
 
 def load_checkpoint(checkpoint: Path, state: State, world: World | None = None) -> None:
     """Fill the tensors of `state` in place, resharding where the layout differs.
 
     Raises:
-        HybridNormError: the checkpoint holds other tensors, or of other shapes.
+        HybridNormError: the checkpoint is damaged, or holds other tensors, or of other shapes.
     """
-    reader = HuggingFaceStorageReader(str(checkpoint))
-    stored = set(reader.read_metadata().state_dict_metadata)
-    if any("_norm.norm." in name for name in stored):  # before version 0.2
-        state = {_HEAD_NORM.sub(r"\1.norm.", name): tensor for name, tensor in state.items()}
-    if not any(name.startswith("optimizer.") for name in state):
-        stored = {name for name in stored if name.startswith("model.")}
-    if unlike := stored ^ state.keys():
-        name = min(unlike)
-        what = "has" if name in stored else "lacks"
-        raise HybridNormError(
-            f"{checkpoint}: {what} the tensor {name!r}; it is of another model or optimizer"
-        )
+    reader, state = _open(checkpoint, state)
     try:
         with _quiet_single_process():
             load(state, storage_reader=reader, no_dist=world is None or world.mesh is None)
-    except CheckpointException as error:
+    except (CheckpointException, SafetensorError) as error:
         raise HybridNormError(f"{checkpoint}: cannot load: {_root_cause(error)}") from None
+
+
+def check_tensors(checkpoint: Path, state: State) -> None:
+    """Raise `HybridNormError` unless `load_checkpoint` can fill `state`, which may be on meta."""
+    _open(checkpoint, state)
+
+
+def _open(checkpoint: Path, state: State) -> tuple[HuggingFaceStorageReader, State]:
+    """A reader of the files that checkpoint.json lists, and `state` by the names in them."""
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    reader.fs = _Listed(read_json(checkpoint / META)["files"])
+    try:
+        found: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HybridNormError(f"{checkpoint}: is damaged: {_root_cause(error)}") from None
+    if any("_norm.norm." in name for name in found):  # before version 0.2
+        state = {_HEAD_NORM.sub(r"\1.norm.", name): tensor for name, tensor in state.items()}
+    if not any(name.startswith("optimizer.") for name in state):
+        found = {name: tensor for name, tensor in found.items() if name.startswith("model.")}
+    if unlike := found.keys() ^ state.keys():
+        name = min(unlike)
+        what = "has" if name in found else "lacks"
+        raise HybridNormError(
+            f"{checkpoint}: {what} the tensor {name!r}; it is of another model or optimizer"
+        )
+    for name, tensor in state.items():
+        if (shape := found[name].size) != tensor.shape:
+            raise HybridNormError(
+                f"{checkpoint}: {name!r} is {tuple(shape)}, not {tuple(tensor.shape)}"
+            )
+    return reader, state
+
+
+class _Listed(FileSystem):
+    """Sees those of a folder's files that it was told of."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        return [file for file in super().ls(path) if Path(file).name in self.names]
 
 
 def _flush(path: Path) -> None:

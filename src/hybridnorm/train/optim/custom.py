@@ -1,6 +1,7 @@
 """An optimizer class by import path, with options from the recipe."""
 
 import inspect
+import math
 import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,6 +47,8 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
                 f"optimizer.options: {option!r} is not name=value with a TOML value, such as "
                 'eps=1e-6, nesterov=true or mode="fast"'
             ) from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise HybridNormError(f"optimizer.options: {name} must be finite, got {value}")
         if name in values:
             raise HybridNormError(f"optimizer.options: {name} is given twice")
         values[name] = tuple(value) if isinstance(value, list) else value

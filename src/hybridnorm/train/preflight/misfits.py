@@ -5,9 +5,10 @@ The rules read what a placement does, never its name, so a user's own placement 
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from hybridnorm.model import scheme
-from hybridnorm.placements import Placement, stream_norms
+from hybridnorm.placements import Placement, stream_norms, without_effect
 from hybridnorm.recipe import Recipe
 
 Mix = Sequence[tuple[str, float, int]]
@@ -32,6 +33,8 @@ def misfits(recipe: Recipe, placement: Placement, mix: Mix) -> list[str]:
         *_learning_rate(recipe, placement),
         *_warmup(recipe, placement),
         *_repetition(recipe, mix),
+        *(f"placement {line}" for line in without_effect(placement, recipe.model.n_layers)),
+        *_without_effect(recipe, placement),
     ]
 
 
@@ -99,6 +102,42 @@ def _repetition(recipe: Recipe, mix: Mix) -> Iterator[str]:
                 f"data {name}: {times:,.1f} epochs; tokens repeated more than {_MAX_EPOCHS} times "
                 "are worth less and less (arXiv 2305.16264)"
             )
+
+
+def _without_effect(recipe: Recipe, placement: Placement) -> Iterator[str]:
+    """What is set in one section though another makes it meaningless."""
+    train, optimizer, schedule = recipe.train, recipe.optimizer, recipe.schedule
+    idle = {
+        "model.init_std: init tiny has its own": (
+            recipe.model.init_std is not None and scheme(recipe.model, placement) == "tiny"
+        ),
+        "train.load_balance_loss: the model has no experts": (
+            _is_set(train, "load_balance_loss") and not recipe.model.n_experts
+        ),
+        "train.router_z_loss: the model has no experts": (
+            _is_set(train, "router_z_loss") and not recipe.model.n_experts
+        ),
+        "train.keep_every: no checkpoint is of such a step": (
+            train.keep_every is not None
+            and train.steps % train.keep_every
+            and math.lcm(train.keep_every, train.checkpoint_every) > train.steps
+        ),
+        "optimizer.decay_norms: weight_decay is 0": (
+            _is_set(optimizer, "decay_norms") and not optimizer.weight_decay
+        ),
+        "optimizer.decay_embeddings: weight_decay is 0": (
+            _is_set(optimizer, "decay_embeddings") and not optimizer.weight_decay
+        ),
+        f"schedule.name {schedule.name}: the warm-up takes all steps": (
+            schedule.warmup_steps == train.steps and schedule.name != "constant"
+        ),
+    }
+    yield from (f"{line}; it has no effect" for line, holds in idle.items() if holds)
+
+
+def _is_set(section: object, name: str) -> bool:
+    defaults = {field.name: field.default for field in fields(section)}  # type: ignore[arg-type]
+    return bool(getattr(section, name) != defaults[name])
 
 
 def _is_hybrid(placement: Placement, n_layers: int) -> bool:

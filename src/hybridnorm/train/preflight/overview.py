@@ -8,8 +8,8 @@ from rich.table import Table
 from hybridnorm.model import ModelConfig, ParameterCounts, flops_per_token, parameter_counts, scheme
 from hybridnorm.placements import Placement, stream_norms
 from hybridnorm.recipe import Recipe
-from hybridnorm.text import size
-from hybridnorm.train.preflight.memory import memory_estimate
+from hybridnorm.text import count, size
+from hybridnorm.train.preflight.memory import MemoryEstimate, memory_estimate
 from hybridnorm.train.preflight.misfits import Mix, epochs, misfits
 
 _PARTS_SHOWN = 6
@@ -21,6 +21,7 @@ class Preflight:
 
     rows: dict[str, str]
     warnings: list[str]
+    memory: MemoryEstimate
 
     def print(self, console: Console) -> None:
         """One table, then one line per warning."""
@@ -29,9 +30,9 @@ class Preflight:
         table.add_column()
         for label, text in self.rows.items():
             table.add_row(label, text)
-        console.print(table, highlight=False)
+        console.print(table)
         for warning in self.warnings:
-            console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"warning: {warning}", style="yellow")
 
 
 def preflight(
@@ -54,37 +55,45 @@ def preflight(
     shard = parallel.shard or max(1, world_size // (parallel.replicate * parallel.tensor))
     share = -(-train.batch_size // (parallel.replicate * shard))
     micro = train.micro_batch_size or share
+    memory = memory_estimate(recipe, placement, shard=shard, micro_batch_size=micro, device=device)
     rows = {
-        "placement": f"{placement.title or placement.name}, "
-        f"{stream_norms(placement, config.n_layers)} norms on the stream of {config.n_layers} "
-        "blocks",
+        "placement": placement_in_words(placement, config.n_layers),
         "init": f"{scheme(config, placement)}, standard deviation {config.sigma:.4f}",
-        "model": _shape(config),
-        "parameters": _parameters(counts),
+        "model": shape_in_words(config),
+        "parameters": parameters_in_words(counts),
         "FLOPs": f"{_si(per_token)} per token, {_si(per_token * tokens)} in total",
-        "memory": _memory(recipe, placement, shard, micro, device),
-        "length": f"{train.steps:,} steps, {_si(tokens)} tokens, "
+        "memory": _memory(memory),
+        "length": f"{count(train.steps, 'step')}, {_si(tokens)} tokens, "
         f"{tokens / counts.total:,.2f} per parameter",
-        "batch": f"{train.batch_size:,} sequences of {train.seq_len:,} = {per_step:,} tokens; "
-        f"per rank {-(-share // micro)} x {micro} sequences",
+        "batch": f"{count(train.batch_size, 'sequence')} of {train.seq_len:,} = "
+        f"{count(per_step, 'token')}; per rank {-(-share // micro)} x {count(micro, 'sequence')}",
         "optimizer": f"{recipe.optimizer.name}, learning rate {recipe.optimizer.lr:g}, "
-        f"{recipe.schedule.name}, {recipe.schedule.warmup_steps:,} steps of warm-up",
+        f"{recipe.schedule.name}, {count(recipe.schedule.warmup_steps, 'step')} of warm-up",
         "data": _data(recipe, mix),
         "layout": f"replicate {parallel.replicate} x shard {shard} x tensor {parallel.tensor}; "
         f"{train.dtype}; activation checkpointing {parallel.activation_checkpointing}",
     }
-    return Preflight(rows=rows, warnings=misfits(recipe, placement, mix))
+    return Preflight(rows=rows, warnings=misfits(recipe, placement, mix), memory=memory)
 
 
-def _parameters(counts: ParameterCounts) -> str:
+def placement_in_words(placement: Placement, n_layers: int) -> str:
+    """Its title, and how many norms are on the stream."""
+    norms = count(stream_norms(placement, n_layers), "norm")
+    title = placement.title or placement.name
+    return f"{title}, {norms} on the stream of {count(n_layers, 'block')}"
+
+
+def parameters_in_words(counts: ParameterCounts) -> str:
+    """How many parameters: `1.27M (0.74M without embeddings)`."""
     active = f", {_si(counts.active)} active" if counts.experts else ""
     return f"{_si(counts.total)}{active} ({_si(counts.non_embedding)} without embeddings)"
 
 
-def _shape(config: ModelConfig) -> str:
+def shape_in_words(config: ModelConfig) -> str:
+    """Widths, heads, experts and vocabulary on one line."""
     return (
-        f"d_model {config.d_model}, {config.n_heads} heads ({config.kv_heads} for keys and values),"
-        f" d_ff {config.d_ff} ({config.activation}){_experts(config)}, vocabulary "
+        f"d_model {config.d_model}, {count(config.n_heads, 'head')} ({config.kv_heads} for keys "
+        f"and values), d_ff {config.d_ff} ({config.activation}){_experts(config)}, vocabulary "
         f"{config.vocab_size:,}"
     )
 
@@ -100,12 +109,7 @@ def _experts(config: ModelConfig) -> str:
     )
 
 
-def _memory(
-    recipe: Recipe, placement: Placement, shard: int, micro_batch_size: int, device: str
-) -> str:
-    estimate = memory_estimate(
-        recipe, placement, shard=shard, micro_batch_size=micro_batch_size, device=device
-    )
+def _memory(estimate: MemoryEstimate) -> str:
     parts = (
         f"{name} {size(getattr(estimate, name))}"
         for name in ("weights", "gradients", "optimizer", "activations", "working")

@@ -1,4 +1,6 @@
 from .hooks import reporting_hooks as reporting_hooks
+from .metrics import HALVES as HALVES
+from .metrics import METRICS as METRICS
 from .metrics import Metrics as Metrics
 from .metrics import Row as Row
 from .metrics import read_metrics as read_metrics

@@ -20,11 +20,7 @@ from hybridnorm.train.world import World
 def reporting_hooks(
     recipe: Recipe, run_dir: Path, world: World, console: Console, custom: Sequence[Hook]
 ) -> list[Hook]:
-    """What adds numbers first, `custom` among it, then what shows them, on rank 0 alone.
-
-    Raises:
-        HybridNormError: another process trains in `run_dir`.
-    """
+    """What adds numbers first, `custom` among it, then what shows them, on rank 0 alone."""
     adding = [SpikeScores(), Speed(recipe.model, recipe.train.seq_len, world), *custom]
     if not world.is_main:
         return adding

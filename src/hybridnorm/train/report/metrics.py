@@ -1,37 +1,51 @@
 """metrics.jsonl: one JSON object per line, append-only, the truth about a run. No torch."""
 
-import fcntl
+import errno
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_text
 
-FILE = "metrics.jsonl"
+METRICS = "metrics.jsonl"
+HALVES = "val_loss_choosing", "val_loss_comparing"
+"""Of the held-out text: one to choose settings by, one to compare what was chosen."""
+_NUMBERS = (
+    *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
+    *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte", *HALVES),
+)
 Row = dict[str, Any]
 
 
 class MetricsWriter:
-    """Appends rows; every row is on disk when `write` returns.
-
-    Raises:
-        HybridNormError: another process is writing: it trains in this directory.
-    """
+    """Appends rows; every row is on disk when `write` returns."""
 
     def __init__(self, run_dir: Path) -> None:
-        path = run_dir / FILE
-        self._file = path.open("a", encoding="utf-8")
-        _lock(self._file, run_dir)
-        _drop_partial_line(path)
+        self._path = run_dir / METRICS
+        _drop_partial_line(self._path)
+        self._file = self._path.open("ab", buffering=0)  # what failed is not tried again at the end
 
     def write(self, **row: object) -> None:
-        """One row; what is not finite becomes null, as JSON has no word for it."""
+        """One row; what is not finite becomes null, as JSON has no word for it.
+
+        Raises:
+            HybridNormError: the disk is full or not writable.
+        """
         plain = {name: None if _is_nonfinite(value) else value for name, value in row.items()}
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps(plain, allow_nan=False) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise HybridNormError(
+                f"{self._path}: cannot write: {error.strerror}; "
+                "checkpoints are intact: make room and continue with --resume"
+            ) from None
 
     def close(self) -> None:
         self._file.close()
@@ -58,23 +72,16 @@ def read_metrics(run_dir: Path) -> Metrics:
     """Read a run's metrics; a half-written last line (a killed run) is left out.
 
     Raises:
-        HybridNormError: the file is missing, or a line before the last is not JSON.
+        HybridNormError: the file is missing, or a line before the last is damaged.
     """
-    path = run_dir / FILE
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise HybridNormError(f"{path}: cannot read: {error.strerror}") from None
+    path = run_dir / METRICS
     train: dict[int, Row] = {}
     evaluations: dict[int, Row] = {}
     events: list[Row] = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            raise HybridNormError(
-                f"{path}: line {number} is not JSON; the file was edited"
-            ) from None
+    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+        row = _row(line)
+        if row is None:
+            raise HybridNormError(f"{path}: line {number} is no row of metrics; it is damaged")
         if "event" in row:
             events.append(row)
         elif "val_loss" in row:
@@ -85,17 +92,18 @@ def read_metrics(run_dir: Path) -> Metrics:
     return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
 
 
-def _lock(file: TextIO, run_dir: Path) -> None:
-    """Keep other processes out for as long as the file is open, however this one ends."""
+def _row(line: str) -> Row | None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise HybridNormError(
-            f"{run_dir}: another process trains here; stop it first, or name another --run-dir"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and isinstance(row.get("step"), int)
+    return row if is_row and all(_is_number(row.get(name, 0)) for name in _NUMBERS) else None
+
+
+def _is_number(value: object) -> bool:
+    """Whether it can be compared, drawn and printed as one; null stands for what is not finite."""
+    return value is None or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)
 
 
 def _is_nonfinite(value: object) -> bool:

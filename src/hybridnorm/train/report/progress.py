@@ -19,7 +19,7 @@ class TrainingProgress:
         self.console = console
         self._next_line = 0
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -43,18 +43,25 @@ class TrainingProgress:
         self._bar.update(self._task, description=line)
         if not self.console.is_terminal and row["step"] >= self._next_line:
             self._next_line = row["step"] + max(1, self.steps // _PLAIN_LINES)
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.console.print(
             f"step {row['step']:>6}/{self.steps}  held-out loss {row['val_loss']:.4f}  "
-            f"perplexity {row['val_perplexity']:.2f}  bits/byte {row['val_bits_per_byte']:.4f}",
-            highlight=False,
-            soft_wrap=True,
+            f"perplexity {row['val_perplexity']:.2f}  bits/byte {row['val_bits_per_byte']:.4f}"
         )
 
+        tasks = {name: row[name] for name in row if name.startswith("tasks/")}
+        shown = [
+            f"{name.removeprefix('tasks/')} {value:.4f}"
+            for name, value in tasks.items()
+            if not name.endswith("_stderr")
+        ]
+        if shown:
+            self.note(f"step {row['step']:>6}/{self.steps}  {'  '.join(shown)}")
+
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text)
 
 
 def _effort(row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_text, write_whole
 
 _PROJECT = "hybridnorm"
 _ID_FILE = "tracking-id"
@@ -153,8 +154,8 @@ def _tracking_id(run_dir: Path) -> str:
     """The name under which services know this run, kept in its directory."""
     path = run_dir / _ID_FILE
     if not path.exists():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return path.read_text(encoding="utf-8")
+        write_whole(path, secrets.token_hex(4))
+    return read_text(path)
 
 
 def _dropped(name: str, error: Exception) -> str:

