@@ -124,16 +124,18 @@ def _is_partial(row: dict[str, Any]) -> bool:
     return len(set(row["contexts"])) > 1
 
 
+# Without the space before a continuation: lm-eval adds it, and acc_norm does not count it.
+
+
 def _text(row: dict[str, Any]) -> str | int:
     return int(row["label"]) if _is_partial(row) else str(row["contexts"][0])
 
 
 def _target(row: dict[str, Any]) -> str | int:
-    return str(row["continuations"][0]) if _is_partial(row) else int(row["label"])
+    return str(row["continuations"][0][1:]) if _is_partial(row) else int(row["label"])
 
 
 def _choice(row: dict[str, Any]) -> list[str]:
-    # lm-eval's acc_norm counts the characters of a choice without the space before it.
     return list(row["contexts"] if _is_partial(row) else [c[1:] for c in row["continuations"]])
 
 

@@ -13,7 +13,7 @@ from hybridnorm.diagnose.classifier.graph import Graph
 from hybridnorm.diagnose.classifier.mistakes import mistakes
 from hybridnorm.diagnose.classifier.nearest import Nearest, Placed, block_spec, nearest
 from hybridnorm.diagnose.classifier.norms import FoundNorm
-from hybridnorm.diagnose.classifier.sublayers import FoundBlock, FoundSublayer, read_block
+from hybridnorm.diagnose.classifier.sublayers import NORMS, FoundBlock, FoundSublayer, read_block
 from hybridnorm.diagnose.classifier.trace import trace
 from hybridnorm.placements import Placement, placement, placement_to_dict
 from hybridnorm.placements.show import block_lines
@@ -102,7 +102,7 @@ class Report:
             return
         yield from (f"  {line}" for line in block_lines(self.placement, self.n_layers))
         yield "\nTOML"
-        yield from (f"  {line}" for line in self.toml().splitlines())
+        yield from (f"  {line}".rstrip() for line in self.toml().splitlines())
 
 
 def classify(module: nn.Module, example_inputs: Inputs = None) -> Report:
@@ -173,7 +173,8 @@ def _statements(block: FoundBlock) -> Iterator[Statement]:
         beside = ", parallel: it reads what the one before reads" if s.parallel else ""
         left_out = " (the vocabulary has one: it is left out below)" if further else ""
         yield Statement(f"{s.role}{beside}{left_out}")
-        for place, norm in s.norms.items():
+        for place in (place for place in NORMS if place in s.norms):
+            norm = s.norms[place]
             axis = {"head": " per head", "full": " over all heads"}.get(s.axes.get(place, ""), "")
             late = " after the rotary embedding" if place in s.after_rope else ""
             yield Statement(f"  {place} norm{axis}{late}: {norm.words()}", f"  {norm.evidence}")

@@ -14,6 +14,7 @@ from hybridnorm.placements import Norm, Scale
 Role = Literal["attention", "cross-attention", "feed-forward"]
 Axis = Literal["head", "full"]
 NORMS = ("input", "q", "k", "v", "context", "mid", "output", "post")
+"""The places, in the order in which they act."""
 
 
 @dataclass
