@@ -33,6 +33,7 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
     sections = [
         f"<h1>{html.escape(study.title)}</h1>",
         f'<p class="verdict">{html.escape(verdict(study, found))}</p>',
+        *([f"<p>{html.escape(study.note)}</p>"] if study.note else []),
         "<h2>Result</h2>",
         html_table(arm_columns(study, found)),
         *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
