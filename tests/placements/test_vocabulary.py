@@ -21,7 +21,7 @@ REFUSED = {
     "attention.q_norm": ({"attention": {"q_norm": "rmsnorm"}}, "did you mean 'rms'"),
     "attention.k_norm": ({"attention": {"k_norm": 3}}, '"none" or a table'),
     "attention.v_norm.kind": ({"attention": {"v_norm": {"kind": "ln"}}}, "known: "),
-    "feed_forward.mid_norm.eps": ({"feed_forward": {"mid_norm": {"eps": -1}}}, "above 0"),
+    "feed_forward.mid_norm.eps": ({"feed_forward": {"mid_norm": {"eps": -1}}}, "at least 0"),
     "feed_forward.skip": ({"feed_forward": {"skip": "normed"}}, "needs input_norm"),
     "attention.skip": ({"attention": {"skip": "norm"}}, "did you mean 'normed'"),
     "attention.branch_scale": ({"attention": {"branch_scale": "1"}}, "expected a number"),

@@ -19,21 +19,22 @@ from hybridnorm.placements import (
     placement,
 )
 from hybridnorm.placements import Norm as NormSpec
+from hybridnorm.ranges import NotNegative, Ranged, Width
 
 Kind = Literal["rms", "layer"]
 _Spec = TypeVar("_Spec", AttentionSpec, FeedForwardSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Ranged):
     """Which norms a layer is to have, whatever its depth."""
 
     placement: Placement
     kind: Kind | None
     """Of all norms that are RMSNorm or LayerNorm; None: what the placement says."""
-    d_model: int
-    head_dim: int
-    eps: float
+    d_model: Width
+    head_dim: Width
+    eps: NotNegative
     bias: bool
 
     def norm(self, spec: NormSpec | None) -> NormSpec | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, TypeVar, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
-from hybridnorm.ranges import Positive, Range, Ranged
+from hybridnorm.ranges import NotNegative, Range, Ranged
 from hybridnorm.text import count
 
 Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
@@ -84,7 +84,7 @@ class Norm(Ranged):
     affine: bool = True
     gain_init: Scale = ONE
     zero_centered: bool = False
-    eps: Positive | None = None
+    eps: NotNegative | None = None
     axis: Axis = "head"
     alpha_init: Value = 0.5
 

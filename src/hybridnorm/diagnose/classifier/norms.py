@@ -14,7 +14,7 @@ _CLOSE = 2e-3
 _KINDS = ("rms", "layer", "l2")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FoundNorm:
     """A norm that was found, with what shows it."""
 
