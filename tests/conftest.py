@@ -70,6 +70,7 @@ def tiny(corpus: Path) -> list[str]:
         *("--train.steps", "20"),
         *("--train.batch-size", "4"),
         *("--train.seq-len", "32"),
+        *("--train.log-every", "1"),
         *("--train.eval-every", "10"),
         *("--train.eval-sequences", "8"),
         *("--train.checkpoint-every", "5"),

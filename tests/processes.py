@@ -1,11 +1,23 @@
 """Other processes, as tests look at them."""
 
+import contextlib
+import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@contextlib.contextmanager
+def hangup(handler: signal.Handlers) -> Iterator[None]:
+    """Processes started in here have this of SIGHUP, whether or not nohup runs the tests."""
+    previous = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def children(pid: int) -> list[int]:

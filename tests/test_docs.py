@@ -5,7 +5,7 @@ import io
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ import pytest
 
 from command_line import Cli
 from hybridnorm.placements import placement
+from hybridnorm.recipe import load_recipe
+from hybridnorm.study import load_study
 from hybridnorm.train.report.metrics import MetricsWriter
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +24,10 @@ PAGES = {
 }
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 RECIPE = r"(?:model|data|train|optimizer|schedule|parallel|diagnose|evaluate)\.[a-z][\w-]*"
-VERBS = ("train", "prepare", "generate", "evaluate", "study", "diagnose", "export", "import", "inspect", "show")
+VERBS = (
+    *("train", "prepare", "generate", "evaluate", "study", "diagnose", "export", "import"),
+    *("inspect", "show", "classify"),
+)
 
 
 class Block(NamedTuple):
@@ -46,7 +51,7 @@ def blocks(page: str, language: str) -> list[Block]:
 
 
 def logged_run(run_dir: Path) -> None:
-    """The metrics of 600 steps without a spike, as of the command that docs/training.md names."""
+    """The metrics of 600 steps without a spike, as of the command that docs/train.md names."""
     run_dir.mkdir()
     writer = MetricsWriter(run_dir)
     for step in range(1, 601):
@@ -73,7 +78,7 @@ def plain(text: str) -> list[str]:
 def test_python_runs_and_prints_what_is_shown(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "docs/training.md":
+    if name == "docs/train.md":
         logged_run(tmp_path / "small")
     run_page(PAGES[name], tmp_path, monkeypatch)
 
@@ -82,7 +87,7 @@ def test_python_runs_and_prints_what_is_shown(
 def test_the_spikes_of_the_run_that_is_named(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = PAGES["docs/training.md"]
+    page = PAGES["docs/train.md"]
     monkeypatch.chdir(tmp_path)
     [command] = [words for words in commands(page) if "small" in words]
     result = cli(*command[1:])
@@ -90,11 +95,21 @@ def test_the_spikes_of_the_run_that_is_named(
     run_page(page, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("block", blocks(PAGES["CONTRIBUTING.md"], "toml"))
-def test_the_placement_of_the_guide_is_one(block: Block, tmp_path: Path) -> None:
-    path = tmp_path / "my-norm.toml"
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("docs/placements.md", placement),
+        ("docs/train.md", lambda path: load_recipe(path).in_steps()),
+        ("docs/study.md", load_study),
+    ],
+)
+def test_the_file_of_the_page_can_be_read(
+    name: str, load: Callable[[Path], object], tmp_path: Path
+) -> None:
+    [block] = blocks(PAGES[name], "toml")
+    path = tmp_path / "mine.toml"
     path.write_text(block.code)
-    assert placement(path).title == "My norm"
+    load(path)
 
 
 def commands(page: str) -> Iterator[list[str]]:
@@ -130,7 +145,9 @@ def test_options_and_fields_exist(name: str, options: dict[str, set[str]]) -> No
     text = re.sub(r"torch\.[\w.]+|hybridnorm\.[\w.]+", "", PAGES[name])
     dotted = set(re.findall(rf"--{RECIPE}|(?<=`){RECIPE}(?=[` ])", text))
     spelled = {"--" + field.removeprefix("--").replace("_", "-") for field in dotted}
-    files = {field for field in spelled if field.endswith((".md", ".py"))}
+    files = {
+        field for field in spelled if field.endswith((".md", ".py", ".html", ".pt", ".safetensors"))
+    }
     assert spelled - files <= fields
 
 

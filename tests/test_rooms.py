@@ -25,7 +25,7 @@ FLOORS = (
     "diagnose",
     "study",
 )
-BESIDE = {"interop": "train"}  # rooms that stand on a floor of their own
+BESIDE = {"interop": "train", "nn": "model"}  # rooms that stand on a floor of their own
 
 
 def imports(path: Path) -> Iterator[tuple[str, ...]]:

@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING, Any
 from hybridnorm.placements import Placement, placement
 
 if TYPE_CHECKING:
+    from hybridnorm.diagnose import classify as classify
     from hybridnorm.model import ModelConfig as ModelConfig
     from hybridnorm.model import Transformer as Transformer
 
 __version__ = "0.1.0"
-__all__ = ["ModelConfig", "Placement", "Transformer", "placement"]
+__all__ = ["ModelConfig", "Placement", "Transformer", "classify", "placement"]
 
-_LAZY = {"ModelConfig": "hybridnorm.model.config", "Transformer": "hybridnorm.model.transformer"}
+_LAZY = {
+    "ModelConfig": "hybridnorm.model.config",
+    "Transformer": "hybridnorm.model.transformer",
+    "classify": "hybridnorm.diagnose.classifier",
+}
 
 
 def __getattr__(name: str) -> Any:

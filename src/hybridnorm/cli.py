@@ -51,6 +51,17 @@ class Show(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Say where the norms of anybody's block or model sit, in the words of placements."""
+
+    module: Positional[str]
+    """A folder that transformers saved a model in; or the import path of a module, or of a
+    function without arguments that returns one, or one and its example inputs."""
+    out: Path | None = None
+    """Folder of a drawing and of the placement's TOML. None: neither."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyArgs(Ranged):
     """Run a grid of recipes under identical conditions and report on it.
 
@@ -195,6 +206,13 @@ def _show(argv: Sequence[str]) -> None:
     show(args.placement, args.out, args.n_layers)
 
 
+def _classify(argv: Sequence[str]) -> None:
+    args = parse_options(Classify, "classify", argv)
+    from hybridnorm.diagnose.classifier import classify_command
+
+    classify_command(args.module, args.out)
+
+
 def _study(argv: Sequence[str]) -> None:
     line = split_overrides(argv, StudyArgs, "study", _is_file_or(builtin("studies")), grid=True)
     from hybridnorm.study import load_study
@@ -295,6 +313,7 @@ VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "inspect": ("what a run or a model folder holds", _inspect),
     "diagnose": ("see why a placement trains well or badly: probes on a model or a run", _diagnose),
     "show": ("equations, facts and drawing of a placement", _show),
+    "classify": ("say which norms a block or a model of anybody has", _classify),
 }
 
 

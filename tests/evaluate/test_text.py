@@ -84,15 +84,16 @@ def test_bad_texts(texts: list[str], stride: int | None, message: str) -> None:
 @pytest.fixture(scope="module")
 def run_dir(tiny: list[str], cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    result = cli("train", *tiny, "--run-dir", folder)
+    own = ["--data.cache", folder.parent / "prepared"]  # where no other test prepares
+    result = cli("train", *tiny, *own, "--run-dir", folder)
     assert result.returncode == 0, result.stderr
     return folder
 
 
 def test_a_run_on_files_and_on_its_own_held_out_text(
-    run_dir: Path, corpus: Path, cli: Cli, tmp_path: Path
+    run_dir: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    [prepared] = (corpus / "prepared").glob("*/manifest.json")
+    [prepared] = (run_dir.parent / "prepared").glob("*/manifest.json")
     short = tmp_path / "short.txt"
     short.write_text("the norm")  # shorter than one window
     out = tmp_path / "deep" / "found.json"

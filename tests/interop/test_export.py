@@ -73,6 +73,7 @@ def test_the_card_says_what_it_is(folder: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     for part in ("HybridNorm*", "N(", "20 steps", "2,560 tokens", "[train]", "# license:"):
         assert part in card
+    assert str(folder.parents[1]) not in card  # no path of the machine
     drawing = card.split("](")[1].split(")")[0]
     assert (folder / drawing).is_file()
 

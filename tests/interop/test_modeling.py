@@ -209,6 +209,7 @@ def test_gradient_checkpointing_changes_nothing(experts: dict[str, Any], tmp_pat
 @pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("name", ["hybridnorm-star", "olmo2", "derf"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own compiler
 def test_a_block_compiles_to_one_graph(name: str, experts: dict[str, Any], tmp_path: Path) -> None:
     theirs = exported(model(name, **experts), tmp_path)
     inputs = theirs.model.embed_tokens(IDS).detach()

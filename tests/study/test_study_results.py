@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from hybridnorm.diagnose.catalogue import catalogue
+from hybridnorm.diagnose.hook import table_path
 from hybridnorm.study import load_study
 from hybridnorm.study.figures import figures, save_figures
 from hybridnorm.study.plan import Study
@@ -41,6 +43,20 @@ def test_a_damaged_run_is_named_and_takes_no_other_with_it(line: bytes, tmp_path
     assert results[4].reason in _csv(results)
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"tasks": {"t": [1]}}', '{"tasks": {"t": {"q": null}}}']
+)
+def test_damaged_answers_are_named(text: str, tmp_path: Path) -> None:
+    study = pair(tmp_path)
+    for run in study.runs:
+        fake_run(tmp_path, run.name, [5.0, 3.0])
+    path = tmp_path / "runs" / "hybridnorm-seed1" / "questions.json"
+    path.write_text(text)
+    results = read_results(study, tmp_path)
+    assert [result.status for result in results] == [*["finished"] * 4, "crashed", "finished"]
+    assert results[4].reason.startswith(f"{path}: ")
+
+
 def test_the_report_of_a_damaged_study(tmp_path: Path) -> None:
     study = pair(tmp_path)
     for run in study.runs:
@@ -50,8 +66,12 @@ def test_the_report_of_a_damaged_study(tmp_path: Path) -> None:
     (tmp_path / "runs" / "pre-norm-seed0" / "environment.json").write_bytes(b"\xff{")
     (tmp_path / "runs" / "pre-norm-seed1" / "environment.json").write_text("[1]")
     (tmp_path / "command.txt").write_bytes(b"\xff")
+    probes = table_path(tmp_path / "runs" / "pre-norm-seed2", next(iter(catalogue())))
+    probes.parent.mkdir()
+    probes.write_text("step\n1\n")
     page = write_report(study, tmp_path, read_results(study, tmp_path)).read_text()
     assert "2 finished, 1 crashed" in page and str(path) in page
+    assert f"{probes}: is not a table of" in page
 
 
 def test_a_run_without_a_finite_loss_at_its_end_has_diverged(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from command_line import Cli
 from hybridnorm.train.report.metrics import read_metrics
-from processes import children, is_alive, linux, wait_for_end
+from processes import children, hangup, is_alive, linux, wait_for_end
 from runs import last_step
 from studies import MINI
 
@@ -25,20 +25,11 @@ def study_file(folder: Path, corpus: Path, grid: str) -> Path:
     return path
 
 
-def start(
-    path: Path, folder: Path, *options: str, ignored: tuple[signal.Signals, ...] = ()
-) -> subprocess.Popen[bytes]:
-    """A study of its own process, in which some signals are ignored, as under nohup."""
-
-    def ignore() -> None:
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-
+def start(path: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
     words = ["study", str(path), "--dir", str(folder), "--jobs", "2", *options]
     return subprocess.Popen(
         [sys.executable, "-m", "hybridnorm", *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=ignore,
     )
 
 
@@ -55,7 +46,8 @@ def test_a_stopped_study_leaves_no_run_behind_and_continues(
     path = study_file(tmp_path, corpus, 'model.placement = ["pre-norm"]')
     folder, steps = tmp_path / "out", ("--train.steps", "150")
     run_dir = folder / "runs" / "pre-norm"
-    study = start(path, folder, *steps, ignored=(signal.SIGHUP,))
+    with hangup(signal.SIG_IGN):
+        study = start(path, folder, *steps)
     wait_for_step(study, run_dir)
     study.send_signal(signal.SIGHUP)  # as nohup has it: the terminal has gone
     wait_for_step(study, run_dir, last_step(run_dir) + 2)

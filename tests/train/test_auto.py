@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 
 def recipe(**train: Any) -> Recipe:
     overrides = {f"train.{name}": value for name, value in train.items()}
-    return load_recipe("demo", {"model.vocab_size": 4096, **overrides}).in_steps()
+    fixed = {"model.vocab_size": 4096, "train.batch_size": 16}
+    return load_recipe("demo", {**fixed, **overrides}).in_steps()
 
 
 def settled(given: Recipe, name: str = "pre-norm") -> Recipe:

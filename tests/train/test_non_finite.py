@@ -128,7 +128,7 @@ def test_a_training_step_never_waits_for_the_device(
     )
     trainer = make_trainer(busy, tmp_path / "run")
     with Reads() as reads:
-        trainer._train_step()
+        trainer.train_step()
         assert reads.count == 0
         trainer.log.read()
         float(torch.ones(()))

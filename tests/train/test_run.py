@@ -14,6 +14,7 @@ import pytest
 
 from command_line import Cli
 from hybridnorm.train.report.metrics import read_metrics
+from processes import hangup
 
 
 def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
@@ -97,7 +98,8 @@ def test_a_signal_saves_and_is_told_by_the_exit_status(
     number: signal.Signals, tiny: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "stopped"
-    process = start(run_dir, *tiny, *LONG)
+    with hangup(signal.SIG_DFL):
+        process = start(run_dir, *tiny, *LONG)
     wait_for_step(run_dir, 7, process)
     for _ in range(1 if number == signal.SIGINT else 3):  # schedulers repeat themselves
         process.send_signal(number)
@@ -116,7 +118,8 @@ def assert_saved_where_it_stopped(run_dir: Path) -> None:
 
 def test_where_nobody_reads_on_the_run_is_saved(tiny: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "head"
-    process = start(run_dir, *tiny, *LONG, "--train.eval-every", "1")
+    with hangup(signal.SIG_DFL):
+        process = start(run_dir, *tiny, *LONG, "--train.eval-every", "1")
     assert process.stdout
     process.stdout.readline()  # | head -n 1
     process.stdout.close()
@@ -130,11 +133,8 @@ def test_where_nobody_reads_on_the_run_is_saved(tiny: list[str], tmp_path: Path)
 
 def test_a_signal_that_is_ignored_stays_ignored(tiny: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "nohup"
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with hangup(signal.SIG_IGN):
         process = start(run_dir, *tiny, "--train.steps", "200")
-    finally:
-        signal.signal(signal.SIGHUP, previous)
     wait_for_step(run_dir, 3, process)
     process.send_signal(signal.SIGHUP)
     output = process.communicate(timeout=60)[0]

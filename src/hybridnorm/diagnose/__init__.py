@@ -1,4 +1,4 @@
-"""Why a placement trains well or badly: probes on a model, on a run, and a page of them."""
+"""Why a placement trains well or badly: probes on a model or a run; and which norms a block has."""
 
 import lazy_loader
 

@@ -1,12 +1,14 @@
 """What an evaluation comes to: tables for people, JSON for programs. No torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.table import Table
 
+from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json
 
 QUESTIONS = "questions.json"
@@ -91,9 +93,24 @@ def read_questions(run_dir: Path) -> dict[str, dict[str, float]]:
     """The score of each question by task, of the last evaluation while a run trained.
 
     Empty where there was none.
+
+    Raises:
+        HybridNormError: the file is damaged.
     """
     path = run_dir / QUESTIONS
-    return read_json(path)["tasks"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = read_json(path).get("tasks")
+    tasks = list(found.values()) if isinstance(found, dict) else [None]
+    if not all(
+        isinstance(scores, dict) and all(map(_is_score, scores.values())) for scores in tasks
+    ):
+        raise HybridNormError(f"{path}: has no scores of questions by task; it is damaged")
+    return cast(dict[str, dict[str, float]], found)
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _table(*headings: str) -> Table:

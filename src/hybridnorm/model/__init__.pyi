@@ -1,3 +1,4 @@
+from .block import Residual as Residual
 from .config import ModelConfig as ModelConfig
 from .config import SamplingConfig as SamplingConfig
 from .config import preset as preset
@@ -12,12 +13,14 @@ from .initialization import standard_deviation as standard_deviation
 from .kernels import GroupedLinear as GroupedLinear
 from .kernels import grouped_linear as grouped_linear
 from .kernels.chunks import chunk_rows as chunk_rows
+from .kernels.transforms import transformed as transformed
 from .layers import Linear as Linear
 from .layers import apply_rope as apply_rope
 from .masks import document_ids as document_ids
 from .moe import load_balance as load_balance
 from .norms import FullWidthNorm as FullWidthNorm
 from .norms import Norm as Norm
+from .norms import NormBuilder as NormBuilder
 from .norms import Scale as Scale
 from .parallel import MESH_DIMENSIONS as MESH_DIMENSIONS
 from .parallel import parallelize as parallelize

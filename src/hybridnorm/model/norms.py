@@ -1,14 +1,15 @@
 """Norms and learned scales as modules, built from their specs.
 
 Shapes: `(..., dim)` in and out. Statistics are taken in float32 at least, whatever the
-input's dtype; the result is cast back before the gain is applied, as in the authors' code.
+input's dtype; RMSNorm's result is cast back before the gain is applied, as in the authors' code.
 """
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.kernels import at_least_float32, rms_norm
 from hybridnorm.placements import Norm as NormSpec
 from hybridnorm.placements import Scale as ScaleSpec
@@ -50,22 +51,23 @@ class Norm(nn.Module):
             gain = 1 + self.weight if self.zero_centered else self.weight
         if self.kind == "rms":
             return rms_norm(x, gain, self.eps)
+        if self.kind == "layer":
+            gain, bias = (None if a is None else a.to(x.dtype) for a in (gain, self.bias))
+            return F.layer_norm(x, x.shape[-1:], gain, bias, self.eps)
         y = self._normalize(at_least_float32(x)).to(x.dtype)
         y = y if gain is None else y * gain.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def _normalize(self, x: Tensor) -> Tensor:
         match self.kind:
-            case "layer":
-                return F.layer_norm(x, x.shape[-1:], eps=self.eps)
             case "l2":
                 return F.normalize(x, dim=-1, eps=self.eps)
             case "dyt":
                 return torch.tanh(self.alpha * x)
             case "derf":
                 return torch.erf(self.alpha * x + self.shift)
-            case "rms":
-                raise AssertionError("rms_norm")
+            case "rms" | "layer":
+                raise AssertionError("PyTorch's or our kernel")
 
     def extra_repr(self) -> str:
         return f"{self.kind}, eps={self.eps:g}"
@@ -104,10 +106,23 @@ class Scale(nn.Module):
         return f"{self.value:g}"
 
 
+class Widths(Protocol):
+    """What norms need to know of a model; `ModelConfig` is one."""
+
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+
+
 class NormBuilder:
     """Builds the norms and scales of block `layer`: there, power laws of specs become numbers."""
 
-    def __init__(self, layer: int, config: ModelConfig) -> None:
+    def __init__(self, layer: int, config: Widths) -> None:
         self.layer, self.config = layer, config
 
     def norm(self, spec: NormSpec | None, dim: int | None = None) -> nn.Module:

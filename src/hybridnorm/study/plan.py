@@ -1,6 +1,7 @@
 """A study: a recipe, what is set for all runs, and a grid of what varies. No torch.
 
 title = "..."
+note = "..."                       # what readers of the report should know
 recipe = "demo"                    # a built-in recipe or a .toml file
 compare = "model.placement"        # the field whose values are compared
 baseline = "pre-norm"              # the value the others are compared with
@@ -35,6 +36,7 @@ _LONGEST = 200  # bytes of a run's name: file systems take 255, of longer names 
 class _File:
     recipe: str = "demo"
     title: str = ""
+    note: str = ""
     compare: str = PLACEMENT
 
 
@@ -54,6 +56,7 @@ class Study:
 
     name: str
     title: str
+    note: str
     recipe: str
     compare: str
     baseline: Any
@@ -66,6 +69,7 @@ class Study:
         grid = {name: [_written(value) for value in values] for name, values in self.grid.items()}
         return {
             "title": self.title,
+            "note": self.note,
             "recipe": self.recipe,
             "compare": self.compare,
             "baseline": _written(self.baseline),
@@ -128,7 +132,8 @@ def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]
         hint = nearest(str(baseline), map(str, grid[file.compare]))
         raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
     name = _file_name(path.stem)
-    return Study(name, file.title or name, recipe, file.compare, baseline, common, grid, runs)
+    title = file.title or name
+    return Study(name, title, file.note, recipe, file.compare, baseline, common, grid, runs)
 
 
 def _runs(

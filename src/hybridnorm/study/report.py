@@ -33,6 +33,7 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
     sections = [
         f"<h1>{html.escape(study.title)}</h1>",
         f'<p class="verdict">{html.escape(verdict(study, found))}</p>',
+        *([f"<p>{html.escape(study.note)}</p>"] if study.note else []),
         "<h2>Result</h2>",
         html_table(arm_columns(study, found)),
         *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
@@ -183,7 +184,10 @@ def _probes(folder: Path) -> Iterable[str]:
         return ()
     from hybridnorm.diagnose import probe_sections, recorded_probes  # torch
 
-    return probe_sections(recorded_probes(folder / "runs"), folder / "figures")
+    try:
+        return probe_sections(recorded_probes(folder / "runs"), folder / "figures")
+    except HybridNormError as error:  # the losses are as good as before
+        return [f"<p>{html.escape(str(error))}</p>"]
 
 
 def _command(folder: Path) -> str:

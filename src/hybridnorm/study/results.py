@@ -126,6 +126,7 @@ def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
     """
     try:
         metrics = read_metrics(run_dir) if (run_dir / METRICS).exists() else Metrics()
+        questions = read_questions(run_dir)
     except HybridNormError as error:  # of this run: the others are as good as before
         return Result(run, Metrics(), "crashed", str(error))
     reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
@@ -137,7 +138,7 @@ def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
     if crash and status not in DONE:
         reason = crash
         status = status if status == "interrupted" else "crashed"
-    return Result(run, metrics, status, reason, read_questions(run_dir))
+    return Result(run, metrics, status, reason, questions)
 
 
 def arms(study: Study, results: list[Result]) -> list[Arm]:

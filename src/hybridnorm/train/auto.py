@@ -12,7 +12,8 @@ from hybridnorm.model import flops_per_token
 from hybridnorm.placements import Placement
 from hybridnorm.recipe import Recipe, TrainConfig
 
-# Measured on CPUs (docs/results/throughput.md) and on an H100 with 47M parameters (gpu.md).
+# Rules of thumb, for CPUs on the careful side; benchmarks/throughput.py and loop.py measure yours.
+# For CUDA from an H100 with 47M parameters (docs/results/gpu.md).
 _FASTER = 1.2  # a product in bf16 must be so much faster, as the casts take time, too
 _EFFICIENCY = {"cpu": 0.6, "cuda": 0.15}  # of an eager step, beside a large matrix product
 _SAVED = {"cpu": 0.1, "cuda": 0.55}  # of an eager step, by compiling

@@ -3,10 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, Signals, getsignal, signal
-from types import FrameType
 from typing import Any
 
 import torch
@@ -39,6 +37,7 @@ from hybridnorm.train.run_dir import (
     read_record,
 )
 from hybridnorm.train.schedule import learning_rate
+from hybridnorm.train.signals import EndSignal
 from hybridnorm.train.world import World
 
 
@@ -70,7 +69,6 @@ class Trainer:
         self.saved_at: int | None = None
         self.seconds = 0.0
         self.val_loss: float | None = None
-        self._signal = 0  # that came
         self.stopped_by = 0  # the number of the signal
 
     def resume(self) -> list[str]:
@@ -157,11 +155,11 @@ class Trainer:
             keep_every=self.config.keep_every,
             background=self.config.async_checkpoints,
         )
-        with self._stopping(note), writer:
+        with EndSignal(note) as signal, writer:
             stop, clock = 0, time.perf_counter()
             while self.step < self.config.steps and not stop:
                 lr = self.train_step()
-                stop = self.world.max(self._signal)  # all ranks leave after the same step
+                stop = self.world.max(signal.number)  # all ranks leave after the same step
                 save = self._due(self.config.checkpoint_every) or bool(stop)
                 if self._due(self.config.log_every) or save:
                     clock = self._log(lr, clock)
@@ -320,31 +318,6 @@ class Trainer:
 
     def _tokens_per_step(self) -> int:
         return self.config.batch_size * self.config.seq_len
-
-    @contextmanager
-    def _stopping(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Turn a signal to end into a stop after the step; a second Ctrl-C kills.
-
-        torchrun and schedulers repeat SIGTERM, and must not kill a run while it saves. A signal
-        that is ignored, as nohup and a shell's background do, stays ignored.
-        """
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if not self._signal:
-                note(f"{Signals(number).name}: saving after this step")
-            self._signal = number
-            if number == SIGINT:
-                signal(SIGINT, previous[SIGINT])
-
-        found = {number: getsignal(number) for number in (SIGINT, SIGTERM, SIGHUP)}
-        previous = {number: handler for number, handler in found.items() if handler != SIG_IGN}
-        for number in previous:
-            signal(number, handle)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal(number, handler)
 
 
 def _clip(model: nn.Module, limit: float) -> Tensor:

@@ -71,7 +71,12 @@ def owned(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """
     with alone_in(run_dir):
         check_run_dir(run_dir, resume=resume)
-        (run_dir / METRICS).touch()
+        try:
+            (run_dir / METRICS).touch()
+        except OSError as error:
+            raise HybridNormError(
+                f"{run_dir}: cannot write here: {error.strerror}; name another --run-dir"
+            ) from None
         yield
 
 

@@ -29,7 +29,7 @@ def test_a_muon_run_resumes_where_it_was(cli: Cli, tiny: list[str], tmp_path: Pa
     assert "matrices     muon" in result.stdout
     rows = read_metrics(run_dir).train
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
-    assert [row["lr"] for row in rows[1:10]] == [3e-3] * 9 and rows[-1]["lr"] == pytest.approx(3e-4)
+    assert [row["lr"] for row in rows[1:10]] == [2e-3] * 9 and rows[-1]["lr"] == pytest.approx(2e-4)
 
     shutil.copytree(run_dir, again)
     for step in (15, 20):

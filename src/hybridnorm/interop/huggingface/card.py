@@ -1,7 +1,9 @@
 """The model card of an export: README.md, and the drawing of the placement."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from hybridnorm.data import DataConfig
 from hybridnorm.files import write_whole
 from hybridnorm.model import parameter_counts
 from hybridnorm.placements import Placement
@@ -77,9 +79,9 @@ def write_card(trained: Trained, folder: Path, *, remote_code: bool) -> None:
         or "A placement of ours.",
         drawing=drawing.name,
         equations=_equations(placement, config.n_layers),
-        data=_data(trained.recipe),
+        data=_data(_portable(trained.recipe)),
         results=_results(trained),
-        recipe=dump_recipe(trained.recipe),
+        recipe=dump_recipe(_portable(trained.recipe)),
     )
     write_whole(folder / "README.md", card)
 
@@ -89,6 +91,20 @@ def _equations(placement: Placement, n_layers: int) -> str:
         "\n".join([section.title, *(f"  {line}" for line in section.lines)])
         for section in equations(placement, n_layers)
     )
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """The recipe with names in place of paths, which are those of the machine it ran on."""
+    data, start = recipe.data, recipe.train.start
+    data = replace(
+        data,
+        source=Path(data.source).name,
+        cache=DataConfig().cache,
+        tokenizer=Path(data.tokenizer).name,
+        prepared=tuple(Path(folder).name for folder in data.prepared),
+    )
+    train = replace(recipe.train, start=None if start is None else Path(start).name)
+    return replace(recipe, data=data, train=train)
 
 
 def _data(recipe: Recipe) -> str:

@@ -8,3 +8,4 @@ from .rms import rms_norm as rms_norm
 from .scaled_dot_product import Mask as Mask
 from .scaled_dot_product import attention as attention
 from .scaled_dot_product import compiled as compiled
+from .transforms import transformed as transformed

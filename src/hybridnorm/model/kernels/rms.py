@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hybridnorm.model.kernels.precision import at_least_float32
+from hybridnorm.model.kernels.transforms import transformed
 
 
 def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
@@ -15,7 +16,7 @@ def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
     torch.compile fuses the plain formula; eager autograd would keep two tensors more for it than
     its own gradient needs, one of them in float32. PyTorch's own has no fused kernel on CPUs.
     """
-    if type(x) is Tensor and not torch.compiler.is_compiling():
+    if type(x) is Tensor and not (torch.compiler.is_compiling() or transformed()):
         return _RMSNorm.apply(x, gain, eps)  # type: ignore[no-any-return, no-untyped-call]
     wide = at_least_float32(x)
     normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)

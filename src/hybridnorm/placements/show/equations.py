@@ -42,6 +42,18 @@ def equations(placement: Placement, n_layers: int = 12) -> list[Section]:
     ]
 
 
+def block_lines(placement: Placement, n_layers: int = 12) -> list[str]:
+    """The equations of the blocks alone, distinct ones under titles, and their symbols.
+
+    Raises:
+        HybridNormError: no layers, or overrides that contradict each other.
+    """
+    sections = [s for s in equations(placement, n_layers) if s.title not in ("embedding", "head")]
+    if len(sections) == 2:
+        return [line for section in sections for line in section.lines]
+    return [line for s in sections for line in (f"{s.title}:", *(f"  {e}" for e in s.lines))]
+
+
 def carried(spec: Sublayer, symbols: Symbols) -> str:
     """What the residual of a sublayer carries: `x`, `N(y)`, `y + x`."""
     stream = _stream(spec)

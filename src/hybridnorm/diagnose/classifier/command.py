@@ -1,0 +1,70 @@
+"""`hybridnorm classify MODULE`."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from hybridnorm.diagnose.classifier.capture import Inputs
+from hybridnorm.diagnose.classifier.model import Report, classify
+from hybridnorm.errors import HybridNormError
+from hybridnorm.files import write_whole
+from hybridnorm.placements.show import save_drawing
+
+
+def classify_command(target: str, out: Path | None = None) -> Report:
+    """Classify what `target` names, print the report, and draw it into `out`.
+
+    Args:
+        target: a folder that `transformers` saved a model in, or the import path of a module, or
+            of a function without arguments that returns one, or one and its example inputs.
+
+    Raises:
+        HybridNormError: no such module or folder; or what `classify` raises.
+    """
+    module, inputs = _from_folder(target) if Path(target).is_dir() else _imported(target)
+    report = classify(module, inputs)
+    console = Console(highlight=False, markup=False)
+    console.print(str(report), soft_wrap=True)
+    if out is not None and report.topology == "sequential":
+        write_whole(out / "found.toml", report.toml())
+        svg, png = save_drawing(report.placement, out, report.n_layers)
+        console.print(f"\ndrawn in {svg} and {png}; {out / 'found.toml'} for --model.placement")
+    return report
+
+
+def _from_folder(folder: str) -> tuple[nn.Module, Inputs]:
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise HybridNormError(f"{folder}: needs transformers; pip install transformers") from None
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HybridNormError(f"{folder}: transformers cannot load it: {reason}") from None
+    return model, None
+
+
+def _imported(path: str) -> tuple[nn.Module, Inputs]:
+    module_name, _, name = path.replace(":", ".").rpartition(".")
+    if not module_name:
+        raise HybridNormError(
+            f"{path}: no folder and no import path, such as mypkg.blocks.make_block"
+        )
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        found: Any = getattr(importlib.import_module(module_name), name)
+        if not isinstance(found, nn.Module):
+            found = found()
+    except Exception as error:  # the user's code
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HybridNormError(f"{path}: cannot make a module of it: {reason}") from None
+    module, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(module, nn.Module):
+        raise HybridNormError(f"{path}: gives no nn.Module, but {type(module).__name__}")
+    return module, inputs

@@ -1,0 +1,5 @@
+"""Layers with the signatures of `torch.nn`'s, their norms where a placement says."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
