@@ -104,7 +104,7 @@ def train(placement: str, seed: int, data: list[Tensor], steps: int, lr: float) 
 
 def interval(values: np.ndarray) -> str:
     half = T_95 * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():+6.2f}  ({values.mean() - half:+.2f} to {values.mean() + half:+.2f})"
+    return f"{values.mean():6.2f}  ({values.mean() - half:.2f} to {values.mean() + half:.2f})"
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def main() -> None:
     axes.legend()
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "vit.svg", metadata={"Date": None})
-    table = ["placement         accuracy, %  (95% interval)    minus pre-norm, paired by seed"]
+    table = ["placement         accuracy, %  (95% interval)  minus pre-norm, paired by seed"]
     for placement, last in lines:
         paired = "" if placement == "pre-norm" else interval(last - base)
         table.append(f"{placement:<16} {interval(last)}    {paired}".rstrip())
