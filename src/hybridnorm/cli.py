@@ -59,6 +59,8 @@ class Classify:
     function without arguments that returns one, or one and its example inputs."""
     out: Path | None = None
     """Folder of a drawing and of the placement's TOML. None: neither."""
+    trust_remote_code: bool = False
+    """Run the code that a Hugging Face folder brings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +212,7 @@ def _classify(argv: Sequence[str]) -> None:
     args = parse_options(Classify, "classify", argv)
     from hybridnorm.diagnose.classifier import classify_command
 
-    classify_command(args.module, args.out)
+    classify_command(args.module, args.out, trust_remote_code=args.trust_remote_code)
 
 
 def _study(argv: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import hybridnorm.nn as hnn
 from command_line import Cli
+from exports import exported
+from exports import model as exported_model
 from hybridnorm.diagnose.classifier import Report, classify
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import ModelConfig, Transformer
@@ -303,7 +305,19 @@ def test_the_verb(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for target, message in {
         "mine.nothing": "cannot make a module of it",
         "nowhere": "no folder and no import path",
-        str(out): "transformers cannot load it",
+        str(out): "config.json: cannot read",
     }.items():
         result = cli("classify", target)
         assert result.returncode == 1 and message in result.stderr
+
+
+@pytest.mark.parametrize("name", ["hybridnorm", "hybridnorm-star", "pre-norm", "keel"])
+def test_our_exports(name: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their code runs where it is trusted, and is not asked for where it is not."""
+    monkeypatch.setattr(hf.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    exported(exported_model(name), tmp_path / "run").save_pretrained(tmp_path / "out")
+    shown = cli("classify", str(tmp_path / "out"), "--trust-remote-code")
+    assert f"sequential; {name}\n" in shown.stdout, shown.stderr
+    if "auto_map" in (tmp_path / "out" / "config.json").read_text():
+        refused = cli("classify", str(tmp_path / "out"))
+        assert refused.returncode == 1 and "brings code of its own" in refused.stderr

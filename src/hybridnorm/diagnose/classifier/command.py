@@ -11,21 +11,27 @@ from torch import nn
 from hybridnorm.diagnose.classifier.capture import Inputs
 from hybridnorm.diagnose.classifier.model import Report, classify
 from hybridnorm.errors import HybridNormError
-from hybridnorm.files import write_whole
+from hybridnorm.files import read_json, write_whole
 from hybridnorm.placements.show import save_drawing
 
 
-def classify_command(target: str, out: Path | None = None) -> Report:
+def classify_command(
+    target: str, out: Path | None = None, *, trust_remote_code: bool = False
+) -> Report:
     """Classify what `target` names, print the report, and draw it into `out`.
 
     Args:
         target: a folder that `transformers` saved a model in, or the import path of a module, or
             of a function without arguments that returns one, or one and its example inputs.
+        trust_remote_code: run the code that a folder brings.
 
     Raises:
-        HybridNormError: no such module or folder; or what `classify` raises.
+        HybridNormError: no such module or folder; untrusted code in it; or what `classify` raises.
     """
-    module, inputs = _from_folder(target) if Path(target).is_dir() else _imported(target)
+    if Path(target).is_dir():
+        module, inputs = _from_folder(Path(target), trust_remote_code), None
+    else:
+        module, inputs = _imported(target)
     report = classify(module, inputs)
     console = Console(highlight=False, markup=False)
     console.print(str(report), soft_wrap=True)
@@ -36,17 +42,23 @@ def classify_command(target: str, out: Path | None = None) -> Report:
     return report
 
 
-def _from_folder(folder: str) -> tuple[nn.Module, Inputs]:
+def _from_folder(folder: Path, trust_remote_code: bool) -> nn.Module:
+    if "auto_map" in read_json(folder / "config.json") and not trust_remote_code:
+        raise HybridNormError(
+            f"{folder} brings code of its own; read it, then run with --trust-remote-code"
+        )
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
         raise HybridNormError(f"{folder}: needs transformers; pip install transformers") from None
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # of transformers, safetensors, the folder's own code
+        reason = " ".join(str(error).split())[:200]
         raise HybridNormError(f"{folder}: transformers cannot load it: {reason}") from None
-    return model, None
+    return model
 
 
 def _imported(path: str) -> tuple[nn.Module, Inputs]:
