@@ -149,6 +149,8 @@ def test_settings_are_chosen_on_one_half_of_the_held_out_text_and_compared_on_th
     assert pre.settings == hybrid.settings == {"optimizer.lr": 1e-2}
     assert pre.val_loss == 3.5 and hybrid.val_loss == 3.25
     assert hybrid.comparison is not None and hybrid.comparison.mean == -0.25
+    # All text comes to 2.0 nats and 1.0 bits per byte, the half that is compared to 3.5 nats.
+    assert pre.bits_per_byte == 1.75
 
 
 def test_reading_a_study_needs_no_torch() -> None:

@@ -1,7 +1,7 @@
 """What the runs of a study say, run by run and arm by arm. No torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -41,6 +41,13 @@ class Result:
             return None
         last = self.metrics.evaluations[-1]
         return last.get(loss, last["val_loss"])
+
+    def bits_per_byte(self, loss: str) -> float | None:
+        """What `loss` comes to in bits per byte of text."""
+        found = self.held_out(loss)
+        last = self.metrics.evaluations[-1] if self.metrics.evaluations else {}
+        whole, bits = last.get("val_loss"), last.get("val_bits_per_byte")
+        return found / whole * bits if found is not None and whole and bits is not None else None
 
     @property
     def seed(self) -> int:
@@ -98,14 +105,15 @@ class Arm:
 
     @property
     def val_loss(self) -> float | None:
-        known = [loss for r in self.best if (loss := r.held_out(self.measure)) is not None]
-        return fmean(known) if known else None
+        return _mean(result.held_out(self.measure) for result in self.best)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return _mean(result.bits_per_byte(self.measure) for result in self.best)
 
     def mean(self, column: str) -> float | None:
         """Mean of a results.csv column over the finished runs that know it."""
-        values = [r.row()[column] for r in self.best if r.val_loss is not None]
-        known = [value for value in values if value is not None]
-        return fmean(known) if known else None
+        return _mean(r.row()[column] for r in self.best if r.val_loss is not None)
 
 
 def read_results(
@@ -192,7 +200,7 @@ def arm_columns(study: Study, found: list[Arm]) -> dict[str, list[str]]:
         columns[name] = [str(arm.settings[name]) for arm in found]
     columns["held-out loss"] = [number(arm.val_loss, ".4f") for arm in found]
     columns["perplexity"] = [number(perplexity(arm), ".2f") for arm in found]
-    columns["bits/byte"] = [number(arm.mean("val_bits_per_byte"), ".4f") for arm in found]
+    columns["bits/byte"] = [number(arm.bits_per_byte, ".4f") for arm in found]
     columns[f"difference to {study.baseline}"] = [difference(arm) for arm in found]
     columns["tokens/s"] = [number(arm.mean("tokens_per_second"), ",.0f") for arm in found]
     columns["parameters"] = [number(arm.mean("parameters"), ",.0f") for arm in found]
@@ -258,6 +266,12 @@ def _last_loss(metrics: Metrics) -> float | None:
 def _by_seed(results: list[Result], measure: str) -> dict[int, float]:
     losses = {r.seed: r.held_out(measure) for r in results}
     return {seed: loss for seed, loss in losses.items() if loss is not None}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def number(value: float | None, spec: str) -> str:
