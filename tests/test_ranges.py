@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import hybridnorm
-from hybridnorm import cli
+from hybridnorm import cli, verbs
 from hybridnorm.errors import HybridNormError
 from hybridnorm.ranges import Range, check_number, ranges
 from hybridnorm.recipe import Recipe, field_types, load_recipe
@@ -103,11 +103,12 @@ def test_numbers_beyond_64_bits_are_not_printed() -> None:
 
 
 VERBS = {
-    "train": cli.Train,
-    "study": cli.StudyArgs,
-    "prepare": cli.Prepare,
-    "generate": cli.Generate,
-    "show": cli.Show,
+    "train": verbs.Train,
+    "study": verbs.StudyArgs,
+    "prepare": verbs.Prepare,
+    "generate": verbs.Generate,
+    "evaluate": verbs.Evaluate,
+    "show": verbs.Show,
 }
 
 

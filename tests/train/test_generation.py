@@ -12,15 +12,15 @@ from hybridnorm.train import generation
 def test_text_of_ruined_weights_is_refused(
     trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_run = generation.load_run
+    load_trained = generation.load_trained
 
     def ruined(*args: object) -> object:
-        model, problems = load_run(*args)  # type: ignore[arg-type]
+        found = load_trained(*args)  # type: ignore[arg-type]
         with torch.no_grad():
-            model.blocks[0].attention.branch.q_proj.weight[0, 0] = float("nan")
-        return model, problems
+            found.model.blocks[0].attention.branch.q_proj.weight[0, 0] = float("nan")
+        return found
 
-    monkeypatch.setattr(generation, "load_run", ruined)
+    monkeypatch.setattr(generation, "load_trained", ruined)
     result = cli("generate", trained, "--prompt", "a")
     assert result.returncode == 1 and not result.stdout
     assert "the checkpoint holds weights that are not finite" in result.stderr

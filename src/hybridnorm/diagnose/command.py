@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from hybridnorm.data import open_data
 from hybridnorm.diagnose.catalogue import named_probes, quick_probes
 from hybridnorm.diagnose.hook import FOLDER, Probing, recorded_probes, table_path
@@ -15,6 +13,7 @@ from hybridnorm.diagnose.table import Arms, Table, read_table
 from hybridnorm.errors import HybridNormError
 from hybridnorm.placements import Placement, placement, placement_from_dict
 from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.terminal import Screen
 from hybridnorm.train import (
     Trainer,
     World,
@@ -93,7 +92,7 @@ def _run(folder: Path, overrides: Mapping[str, object], which: str, out: Path | 
 
 
 def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
-    console = Console(quiet=not world.is_main)
+    console = Screen(quiet=not world.is_main)
     data = world.on_main(lambda: open_data(target.recipe.data, console=console))
     recipe = with_vocabulary(target.recipe, data.tokenizer)
     set_threads(recipe.train.threads)
@@ -121,7 +120,8 @@ def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
         write_tables(tables, target.out)
         about = _about(target, recipe)
         arms: dict[str, Arms] = {name: {"": [table]} for name, table in tables.items() if table}
-        _say(console, write_page(target.title, about, arms, target.out))
+        page = write_page(target.title, about, arms, target.out)
+    console.print(f"page: {page}")
 
 
 def _with_recorded(target: _Target, name: str, measured: Table) -> Table:
@@ -160,7 +160,8 @@ def _gather(folder: Path, names: Sequence[str], out: Path) -> None:
         "What the runs recorded, arm beside arm: the mean over the seeds, in a band from the "
         "lowest to the highest."
     ]
-    _say(Console(), write_page(f"{folder.name}: probes", about, found, out))
+    page = write_page(f"{folder.name}: probes", about, found, out)
+    Screen().print(f"page: {page}")
 
 
 def _about(target: _Target, recipe: Recipe) -> list[str]:
@@ -174,7 +175,3 @@ def _about(target: _Target, recipe: Recipe) -> list[str]:
         f"{recipe.diagnose.sequences} held-out sequences. A step is named by the number of the "
         "step that would follow. Layers are blocks, from 1; of the stream, 0 is the embedding.",
     ]
-
-
-def _say(console: Console, page: Path) -> None:
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)

@@ -75,7 +75,7 @@ def run_all(runs: list[Run], folder: Path, jobs: int, console: Console) -> dict[
                 if result.status not in DONE:
                     crashes[job.run.name] = result.reason
                 left = len(waiting) + len(running)
-                console.print(f"{_outcome(result)}  ({left} to go)", soft_wrap=True)
+                console.print(f"{_outcome(result)}  ({left} to go)")
             if console.is_terminal:
                 live.update(_status(running), refresh=True)
     return crashes

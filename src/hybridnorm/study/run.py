@@ -44,7 +44,7 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
         console.print(results_table(study, results))
         write_whole(folder / "results.csv", _csv(results))
         report = write_report(study, folder, results)
-        console.print(f"report: {report}", soft_wrap=True)
+        console.print(f"report: {report}")
     lost = Counter(result.status for result in results if result.status not in DONE)
     if lost:
         counts = ", ".join(f"{n} {status}" for status, n in lost.items())
@@ -97,7 +97,7 @@ def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
         device = pick_device(recipe.train.device)
         chosen, reasons = resolve_auto(recipe, first.placement, device)
         for reason in reasons:
-            console.print(reason, soft_wrap=True)
+            console.print(reason)
     runs = [replace(run, recipe=keep_choices(run.recipe, chosen)) for run in study.runs]
     return replace(study, runs=runs)
 

@@ -7,9 +7,9 @@ import torch
 from hybridnorm.data import load_tokenizer
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import SamplingConfig, generate
-from hybridnorm.recipe import load_recipe
 from hybridnorm.terminal import Screen
-from hybridnorm.train.run_dir import load_run, show_problems
+from hybridnorm.train.run_dir import show_problems
+from hybridnorm.train.trained import load_trained
 
 
 def generate_text(
@@ -21,24 +21,24 @@ def generate_text(
         HybridNormError: not a run, or a damaged checkpoint or one of a run that has diverged.
     """
     screen = Screen(stderr=True)
-    model, problems = load_run(run_dir, checkpoint)
-    show_problems(problems, screen)
-    if not all(weight.isfinite().all() for weight in model.parameters()):
+    trained = load_trained(run_dir, checkpoint)
+    show_problems(trained.problems, screen)
+    if not all(weight.isfinite().all() for weight in trained.model.parameters()):
         raise HybridNormError(
             f"{run_dir}: the checkpoint holds weights that are not finite; "
             "name an earlier one with --checkpoint"
         )
     tokenizer = load_tokenizer(run_dir)
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_document]
-    trained = load_recipe(run_dir / "recipe.toml").train.seq_len
-    if len(ids) > trained:
+    seq_len = trained.recipe.train.seq_len
+    if len(ids) > seq_len:
         screen.print(
-            f"warning: the prompt has {len(ids):,} tokens, the model was trained on {trained:,} "
+            f"warning: the prompt has {len(ids):,} tokens, the model was trained on {seq_len:,} "
             "at a time: expect worse text",
             style="yellow",
         )
     tokens = generate(
-        model,
+        trained.model,
         torch.tensor([ids]),
         sampling.max_new_tokens,
         temperature=sampling.temperature,

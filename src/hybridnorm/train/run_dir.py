@@ -216,19 +216,6 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return meta
 
 
-def load_run(run_dir: Path, which: str = "last") -> tuple[Transformer, list[str]]:
-    """The trained model of a run, float32 on the CPU, and a line per damaged checkpoint.
-
-    Args:
-        which: "last", "best" or a step.
-
-    Raises:
-        HybridNormError: not a run, or no such (or a damaged) checkpoint.
-    """
-    checkpoint, meta, problems = find_checkpoint(run_dir, which)
-    return load_model(checkpoint, meta), problems
-
-
 def load_model(checkpoint: Path, meta: dict[str, Any]) -> Transformer:
     """The model of a checkpoint, float32 on the CPU."""
     with naming(checkpoint), torch.device("meta"):
@@ -254,7 +241,7 @@ def find_checkpoint(run_dir: Path, which: str = "last") -> tuple[Path, dict[str,
 def show_problems(problems: list[str], console: Console) -> None:
     """A line for each damaged checkpoint."""
     for problem in problems:
-        console.print(f"passed over: {problem}", style="yellow", soft_wrap=True)
+        console.print(f"passed over: {problem}", style="yellow")
 
 
 def _function(placement: dict[str, Any]) -> dict[str, Any]:

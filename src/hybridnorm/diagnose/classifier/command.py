@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 from hybridnorm.diagnose.classifier.capture import Inputs
@@ -13,6 +12,7 @@ from hybridnorm.diagnose.classifier.model import Report, classify
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json, write_whole
 from hybridnorm.placements.show import save_drawing
+from hybridnorm.terminal import Screen
 
 
 def classify_command(
@@ -33,8 +33,8 @@ def classify_command(
     else:
         module, inputs = _imported(target)
     report = classify(module, inputs)
-    console = Console(highlight=False, markup=False)
-    console.print(str(report), soft_wrap=True)
+    console = Screen()
+    console.print(str(report))
     if out is not None and report.topology == "sequential":
         write_whole(out / "found.toml", report.toml())
         svg, png = save_drawing(report.placement, out, report.n_layers)
