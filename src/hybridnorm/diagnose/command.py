@@ -121,7 +121,7 @@ def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
         about = _about(target, recipe)
         arms: dict[str, Arms] = {name: {"": [table]} for name, table in tables.items() if table}
         page = write_page(target.title, about, arms, target.out)
-    console.print(f"page: {page}")
+        console.print(f"page: {page}")
 
 
 def _with_recorded(target: _Target, name: str, measured: Table) -> Table:
