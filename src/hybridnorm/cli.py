@@ -1,9 +1,11 @@
 """`hybridnorm <verb>`: thin calls into the rooms. Torch is imported by the verbs that compute."""
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -147,8 +149,23 @@ def _diagnose(argv: Sequence[str]) -> None:
     from hybridnorm.train import end_rank
 
     probes = args.probes or default.config.diagnose.probes
-    diagnose(target, line.overrides, probes, checkpoint=args.checkpoint, out=args.out)
+    with _as_run(Path(target)) as (run, out):
+        diagnose(run, line.overrides, probes, checkpoint=args.checkpoint, out=args.out or out)
     end_rank(0)
+
+
+@contextlib.contextmanager
+def _as_run(target: Path) -> Iterator[tuple[str, Path | None]]:
+    """A folder of `transformers` as step 0 of a run, and where its page goes; all else as it is."""
+    if not (target / "config.json").exists():
+        yield str(target), None
+        return
+    from hybridnorm.interop.huggingface import import_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, target.resolve().name)
+        import_model(target, run)
+        yield str(run), Path("diagnose", run.name)
 
 
 def _evaluate(argv: Sequence[str]) -> None:

@@ -139,11 +139,13 @@ class Diagnose:
     """Look into a model with probes, and gather what they find in one page.
 
     A recipe is diagnosed at initialization; a run at a checkpoint, beside what its `[diagnose]`
-    recorded; a study by what its runs recorded, arm beside arm.
+    recorded; a study by what its runs recorded, arm beside arm; an export of a model on the text of
+    `--data`.
     """
 
     target: Positional[str] = "demo"
-    """A built-in recipe or a .toml file, the directory of a run, or the folder of a study."""
+    """A built-in recipe or a .toml file, the directory of a run, the folder of a study, or one that
+    `transformers` loads."""
     probes: tuple[str, ...] = ()
     """Probes. None named: all of those that need no training of their own."""
     list: bool = False
@@ -152,7 +154,7 @@ class Diagnose:
     """Of a run: last, best (lowest held-out loss), or a step."""
     out: Path | None = None
     """Folder of the page. None: diagnose/ in the run or study, diagnose/<recipe>-<placement>-seed
-    <seed> for a recipe."""
+    <seed> for a recipe, diagnose/<folder> for an export."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 

@@ -96,6 +96,41 @@ def test_a_checkpoint_and_the_initialization_have_the_numbers_of_the_run(
     )
 
 
+def test_an_export_has_the_numbers_of_its_run(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(cli, "train", "demo", *tiny, *SHORT, "--run-dir", "run")
+    run(cli, "export", "run", "--to", "star")
+    data = [tiny[i + j] for i in range(0, len(tiny), 2) if "data.s" in tiny[i] for j in (0, 1)]
+    same = ("--train.seq-len", "32", "--train.dtype", "fp32", *data)
+    run(cli, "diagnose", "run", "--probes", "attention-entropy", "outliers")
+    assert "diagnose/star" in run(
+        cli, "diagnose", "star", *same, "--probes", "attention-entropy", "outliers"
+    )
+    for probe in ("attention-entropy", "outliers"):
+        of_run, of_export = (
+            [row._replace(step=0) for row in read_table(Path(folder, f"{probe}.csv"))]
+            for folder in ("run/diagnose", "diagnose/star")
+        )
+        assert of_run == of_export
+
+
+def test_training_is_warned_of_an_edge_that_was_measured(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(cli, "diagnose", "demo", *tiny, "--probes", "lr-ramp")
+    table = Path("diagnose/demo-hybridnorm-star-seed0/lr-ramp.csv")
+    [edge] = [row.value for row in read_table(table) if row.name == "largest_stable_lr"]
+    short = ("train", "demo", *tiny, "--train.steps", 2, "--optimizer.lr")
+    for lr, warned in ((edge * 1.1, True), (edge * 0.9, False)):
+        said = run(cli, *short, lr, "--run-dir", f"run{lr}").replace("\n", " ")
+        assert ("a ramp of the rate" in said) == warned, said
+    other = run(cli, *short, edge * 1.1, "--model.n-layers", "3", "--run-dir", "other")
+    assert "a ramp of the rate" not in other
+
+
 def test_a_resumed_run_goes_on_in_its_tables(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     probes = ("--diagnose.probes", "stream-rms", "gradients-ffn", "--diagnose.every", "2")
     common = (*tiny, "--train.log-every", "1", "--train.checkpoint-every", "3", *probes)

@@ -11,8 +11,9 @@ from hybridnorm.diagnose.hook import FOLDER, Probing, recorded_probes, table_pat
 from hybridnorm.diagnose.page import nonfinite_from, write_page, write_tables
 from hybridnorm.diagnose.table import Arms, Table, read_table
 from hybridnorm.errors import HybridNormError
+from hybridnorm.files import write_whole
 from hybridnorm.placements import Placement, placement, placement_from_dict
-from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.recipe import Recipe, dump_recipe, load_recipe
 from hybridnorm.terminal import Screen
 from hybridnorm.train import (
     Trainer,
@@ -87,7 +88,8 @@ def _run(folder: Path, overrides: Mapping[str, object], which: str, out: Path | 
     path, meta, _ = choose_checkpoint(folder, which, read_meta)
     recipe = load_recipe(folder / "recipe.toml", overrides)
     found = placement_from_dict(meta["placement"])
-    title = f"{folder.name} after step {meta['step']}"
+    when = f"after step {meta['step']}" if meta["step"] else "as it was imported"
+    title = f"{folder.name} {when}"
     return _Target(title, recipe, found, out or folder / FOLDER, path)
 
 
@@ -118,6 +120,7 @@ def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
     if world.is_main:
         tables = {name: _with_recorded(target, name, table) for name, table in hook.tables.items()}
         write_tables(tables, target.out)
+        write_whole(target.out / "recipe.toml", dump_recipe(recipe))
         about = _about(target, recipe)
         arms: dict[str, Arms] = {name: {"": [table]} for name, table in tables.items() if table}
         page = write_page(target.title, about, arms, target.out)

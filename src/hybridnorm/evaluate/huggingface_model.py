@@ -43,7 +43,8 @@ class HuggingFaceModel:
     def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         if not texts:
             return []
-        options = {} if special else {"add_special_tokens": False}
+        # verbose: longer ones than the model takes are cut into windows
+        options = {"verbose": False} | ({} if special else {"add_special_tokens": False})
         ids: list[list[int]] = self.tokenizer(list(texts), **options)["input_ids"]
         return ids
 

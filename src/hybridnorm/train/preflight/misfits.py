@@ -10,6 +10,7 @@ from dataclasses import fields
 from hybridnorm.model import scheme
 from hybridnorm.placements import Placement, stream_norms, without_effect
 from hybridnorm.recipe import Recipe
+from hybridnorm.train.preflight.edges import measured_edge
 
 Mix = Sequence[tuple[str, float, int]]
 """The data as (name, weight, tokens); the weights need not sum to 1."""
@@ -71,6 +72,13 @@ def _initialization(recipe: Recipe, placement: Placement) -> Iterator[str]:
 
 def _learning_rate(recipe: Recipe, placement: Placement) -> Iterator[str]:
     config, lr = recipe.model, recipe.optimizer.lr
+    if (measured := measured_edge(recipe)) is not None:
+        if lr > measured.lr:
+            yield (
+                f"optimizer.lr {lr:g}: a ramp of the rate on this model was stable up to "
+                f"{measured.lr:.1e} and then diverged ({measured.table}); lower it"
+            )
+        return
     block = placement.block(config.n_layers - 1, config.n_layers)
     scales = (block.attention.branch_scale, block.feed_forward.branch_scale)
     repaired = all(scale.layer_power < 0 for scale in scales)
