@@ -1,8 +1,10 @@
 """Studies: small ones, and what the runs of one leave behind."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+from hybridnorm.train.report import write_windows
 from hybridnorm.train.report.metrics import MetricsWriter
 
 MINI = """
@@ -29,6 +31,7 @@ def fake_run(
     losses: list[float],
     status: str = "finished",
     skipped: int = 0,
+    windows: Sequence[float] = (),
     **held_out: float,
 ) -> None:
     """What a run leaves behind."""
@@ -64,6 +67,8 @@ def fake_run(
             seconds=9.0,
             tokens_per_second=50.0,
         )
+        if windows:
+            write_windows(run_dir, len(losses), windows)
     elif status == "diverged":
         writer.write(event="diverged", step=9, reason="step 9: the loss is nan")
     writer.close()

@@ -25,6 +25,8 @@ from hybridnorm.verbs import (
     Prepare,
     Show,
     StudyArgs,
+    StudyList,
+    StudyReport,
     Train,
 )
 
@@ -72,6 +74,24 @@ def _classify(argv: Sequence[str]) -> None:
 
 
 def _study(argv: Sequence[str]) -> None:
+    {"list": _study_list, "report": _study_report}.get(argv[0] if argv else "", _study_run)(argv)
+
+
+def _study_list(argv: Sequence[str]) -> None:
+    parse_options(StudyList, "study list", argv[1:])
+    from hybridnorm.study import list_studies
+
+    Screen().print(list_studies())
+
+
+def _study_report(argv: Sequence[str]) -> None:
+    args = parse_options(StudyReport, "study report", argv[1:])
+    from hybridnorm.study import rebuild
+
+    print(f"report: {rebuild(args.dir)}")
+
+
+def _study_run(argv: Sequence[str]) -> None:
     line = split_overrides(argv, StudyArgs, "study", _is_file_or(builtin("studies")), grid=True)
     from hybridnorm.study import load_study
 

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -14,12 +15,28 @@ table { border-collapse: collapse; font: .85rem/1.5 system-ui, sans-serif; white
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
 td { font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
+td a { color: inherit; text-decoration-color: #8886; } .below { opacity: .4; }
 figure { margin: 1rem 0; background: white; border-radius: 6px; padding: .5rem; color: #333; }
 figure svg { width: 100%; height: auto; max-height: 34rem; }
 .drawings { display: flex; flex-wrap: wrap; gap: 1rem; }
-.drawings figure { margin: 0; } .drawings svg { height: 27rem; width: auto; max-width: 100%; }
+.drawings td a { color: inherit; text-decoration-color: #8886; } .below { opacity: .4; }
+figure { margin: 0; } .drawings svg { height: 27rem; width: auto; max-width: 100%; }
 code, pre { font-size: .9rem; } pre { overflow-x: auto; padding: .8rem; background: #8882; }
 """
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+
+def link(text: str, to: str) -> Markup:
+    """Text that leads to a relative path."""
+    return Markup(f'<a href="{html.escape(quote(to))}">{html.escape(text)}</a>')
+
+
+def styled(text: str, style: str) -> Markup:
+    """Text of one of the page's classes."""
+    return Markup(f'<span class="{style}">{html.escape(text)}</span>')
 
 
 def html_page(title: str, sections: Iterable[str]) -> str:
@@ -34,10 +51,11 @@ def html_page(title: str, sections: Iterable[str]) -> str:
 
 
 def html_table(columns: Mapping[str, Sequence[str]]) -> str:
-    """Heading to cells, as a table that scrolls where it is too wide."""
+    """Heading to cells, texts or `Markup`, as a table that scrolls where it is too wide."""
 
     def row(cells: Iterable[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        texts = (c if isinstance(c, Markup) else html.escape(c) for c in cells)
+        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
 
     body = "".join(row(cells, "td") for cells in zip(*columns.values(), strict=True))
     return f'<div class="scroll"><table>{row(columns, "th")}{body}</table></div>'

@@ -59,6 +59,9 @@ class Classify:
 class StudyArgs(Ranged):
     """Run a grid of recipes under identical conditions and report on it.
 
+    `hybridnorm study list` shows the built-in studies, `hybridnorm study report DIR` writes a
+    report anew.
+
     Recipe fields go to every run: --train.steps 500. Several values in a row are an axis of the
     grid, in place of the study's own: --seed 0 1 2 3 4.
     """
@@ -70,6 +73,19 @@ class StudyArgs(Ranged):
     jobs: Processes = 1
     """Runs at a time; they share the cores."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """Write results.csv, figures and report.html of a study anew, from its files alone."""
+
+    dir: Positional[Path]
+    """Folder of the study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyList:
+    """The built-in studies: runs, tokens, parameters, and the time they take on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

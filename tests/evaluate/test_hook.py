@@ -9,7 +9,7 @@ import pytest
 
 from command_line import Cli
 from hybridnorm.study import load_study
-from hybridnorm.study.report import write_report
+from hybridnorm.study.report import write_results
 from hybridnorm.study.results import arms, read_results
 from hybridnorm.study.tasks import compare_tasks
 from hybridnorm.train.report import read_metrics
@@ -111,9 +111,9 @@ def test_a_study_compares_arms_question_by_question(tmp_path: Path) -> None:
     difference = after.mean(0) - before.mean(0)
     assert other.to_baseline.mean == pytest.approx(difference.mean())
     half = 2.001 * difference.std(ddof=1) / 60**0.5
-    low, high = other.to_baseline.t_interval or (0, 0)
+    low, high = other.to_baseline.paired.interval
     assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
-    page = write_report(study, tmp_path, results).read_text()
+    page = write_results(study, tmp_path, results).read_text()
     assert "<h2>Tasks</h2>" in page and "paired over questions" in page
 
 
@@ -125,5 +125,5 @@ def test_a_study_without_tasks_says_nothing_of_them(tmp_path: Path) -> None:
         finished(tmp_path, run.name, None)
     assert (
         "<h2>Tasks</h2>"
-        not in write_report(study, tmp_path, read_results(study, tmp_path)).read_text()
+        not in write_results(study, tmp_path, read_results(study, tmp_path)).read_text()
     )

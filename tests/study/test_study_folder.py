@@ -10,7 +10,7 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.recipe import load_recipe
 from hybridnorm.study import load_study
 from hybridnorm.study.folder import claim
-from hybridnorm.study.report import write_report
+from hybridnorm.study.report import write_results
 from hybridnorm.study.results import read_results
 from studies import fake_run
 
@@ -54,10 +54,10 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_next_start_is_a_new_one
 
 def test_a_full_disk_leaves_the_last_report(path: Path, tmp_path: Path) -> None:
     study, folder = load_study(path), tmp_path / "out"
-    write_report(study, folder, read_results(study, folder))
+    write_results(study, folder, read_results(study, folder))
     before = content(folder)
     with full_disk(), pytest.raises(HybridNormError, match=r"svg: cannot write: .*; make room"):
-        write_report(study, folder, read_results(study, folder))
+        write_results(study, folder, read_results(study, folder))
     assert content(folder) == before
 
 

@@ -9,7 +9,7 @@ import tomli_w
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model.config import PRESETS, ModelConfig
 from hybridnorm.study import load_study
-from hybridnorm.study.report import write_report
+from hybridnorm.study.report import write_results
 from hybridnorm.study.results import read_results
 
 PRESET_GRID = """
@@ -33,7 +33,7 @@ def test_a_preset_is_a_value_of_a_grid(tmp_path: Path) -> None:
     widths = [PRESETS["151M"].d_model] * 2 + [PRESETS["1.2B"].d_model] * 2
     assert [run.recipe.model.d_model for run in study.runs] == widths
     assert {(r.recipe.model.n_layers, r.recipe.model.n_kv_heads) for r in study.runs} == {(2, None)}
-    assert "1.2B" in write_report(study, tmp_path, read_results(study, tmp_path)).read_text()
+    assert "1.2B" in write_results(study, tmp_path, read_results(study, tmp_path)).read_text()
     path.write_text(PRESET_GRID.replace("1.2B", "1.2C"))
     with pytest.raises(HybridNormError, match=r"model\.preset: .* did you mean '1\.2B'"):
         load_study(path)

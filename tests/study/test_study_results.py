@@ -10,9 +10,10 @@ from hybridnorm.diagnose.hook import table_path
 from hybridnorm.study import load_study
 from hybridnorm.study.figures import figures, save_figures
 from hybridnorm.study.plan import Study
-from hybridnorm.study.report import verdict, write_report
-from hybridnorm.study.results import arms, read_results, results_table, runs_text
-from hybridnorm.study.run import _csv
+from hybridnorm.study.report import write_results
+from hybridnorm.study.results import Result, arms, read_results
+from hybridnorm.study.tables import csv_text, results_table, runs_text
+from hybridnorm.study.verdict import verdict
 from studies import fake_run
 
 PAIR = '[grid]\nmodel.placement = ["pre-norm", "hybridnorm"]\nseed = [0, 1, 2]'
@@ -22,6 +23,10 @@ def pair(folder: Path, text: str = PAIR) -> Study:
     path = folder / "s.toml"
     path.write_text(text)
     return load_study(path)
+
+
+def results_csv(results: list[Result]) -> str:
+    return csv_text([result.row() for result in results])
 
 
 def damage(folder: Path, name: str, line: bytes) -> Path:
@@ -40,7 +45,7 @@ def test_a_damaged_run_is_named_and_takes_no_other_with_it(line: bytes, tmp_path
     results = read_results(study, tmp_path)
     assert [result.status for result in results] == [*["finished"] * 4, "crashed", "finished"]
     assert results[4].reason.startswith(f"{path}: ")
-    assert results[4].reason in _csv(results)
+    assert results[4].reason in results_csv(results)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,7 @@ def test_the_report_of_a_damaged_study(tmp_path: Path) -> None:
     probes = table_path(tmp_path / "runs" / "pre-norm-seed2", next(iter(catalogue())))
     probes.parent.mkdir()
     probes.write_text("step\n1\n")
-    page = write_report(study, tmp_path, read_results(study, tmp_path)).read_text()
+    page = write_results(study, tmp_path, read_results(study, tmp_path)).read_text()
     assert "2 finished, 1 crashed" in page and str(path) in page
     assert f"{probes}: is not a table of" in page
 
@@ -81,7 +86,7 @@ def test_a_run_without_a_finite_loss_at_its_end_has_diverged(tmp_path: Path) -> 
         fake_run(tmp_path, run.name, [5.0, float("nan") if bad else 3.0], skipped=4 * bad)
     results = read_results(study, tmp_path)
     assert results[5].status == "diverged" and results[5].val_loss is None
-    rows = list(csv.DictReader(_csv(results).splitlines()))
+    rows = list(csv.DictReader(results_csv(results).splitlines()))
     assert [row["skipped_steps"] for row in rows] == ["0"] * 5 + ["4"]
     assert rows[5]["train_loss"] == "" and rows[5]["val_loss"] == ""
     found = arms(study, results)
@@ -115,7 +120,7 @@ def test_arrays_are_values_of_a_grid(grid: str, compare: str, tmp_path: Path) ->
     results = read_results(study, tmp_path)
     found = arms(study, results)
     assert all(arm.val_loss == 3.0 for arm in found)
-    assert len(_csv(results).splitlines()) == len(study.runs) + 1
+    assert len(results_csv(results).splitlines()) == len(study.runs) + 1
     assert results_table(study, results).row_count == len(found)
     figures(study, found)
 
@@ -131,5 +136,5 @@ def test_what_a_user_names_is_no_markup_and_no_formula(tmp_path: Path) -> None:
     results = read_results(study, tmp_path)
     drawn = figures(study, arms(study, results))
     save_figures(drawn, tmp_path / "figures")
-    legend = drawn["training-loss"].axes[0].get_legend()
+    legend = drawn["training-loss"].figure.axes[0].get_legend()
     assert legend and [text.get_text().strip() for text in legend.get_texts()] == names

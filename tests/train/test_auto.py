@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hybridnorm.placements import placement
-from hybridnorm.recipe.config import Recipe
+from hybridnorm.recipe.config import Recipe, keep_choices
 from hybridnorm.recipe.load import load_recipe
 from hybridnorm.train import auto as choices
-from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
+from hybridnorm.train.auto import resolve_auto, set_threads
 
 CPU = torch.device("cpu")
 

@@ -97,7 +97,7 @@ def shard_data(model: Transformer, mesh: DeviceMesh) -> None:
     for block in model.blocks:
         fully_shard(block, mesh=mesh[dimensions], mp_policy=policy)
     fully_shard(model, mesh=mesh[dimensions], mp_policy=policy)
-    for method in ("loss", "losses", "logits_at", "next_logits"):
+    for method in ("loss", "losses", "row_losses", "logits_at", "next_logits"):
         register_fsdp_forward_method(model, method)
 
 

@@ -149,7 +149,15 @@ class Transformer(nn.Module):
     def loss(self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of `targets` `(batch, seq)`, -100 where there is none."""
         hidden_BTD, _ = self.hidden(input_ids, documents=documents)
-        return self._minimized(hidden_BTD, targets, 0.0)[0]
+        return self._minimized(hidden_BTD, targets, compiled=self.compiled_loss)[0]
+
+    def row_losses(
+        self, input_ids: Tensor, targets: Tensor, documents: Tensor | None = None
+    ) -> Tensor:
+        """`loss` of each row alone, `(batch,)`."""
+        hidden_BTD, _ = self.hidden(input_ids, documents=documents)
+        rows = zip(hidden_BTD, targets, strict=True)
+        return torch.stack([self._minimized(hidden_TD, at_T)[0] for hidden_TD, at_T in rows])
 
     def losses(
         self,
@@ -161,20 +169,27 @@ class Transformer(nn.Module):
     ) -> Losses:
         """`loss`, and beside it a z-loss and what the losses of routers weigh."""
         hidden_BTD, routings = self.hidden(input_ids, documents=documents)
-        total, cross_entropy, z = self._minimized(hidden_BTD, targets, z_weight)
+        total, cross_entropy, z = self._minimized(
+            hidden_BTD, targets, z_weight, compiled=self.compiled_loss
+        )
         routing = Routing(*map(torch.stack, zip(*routings, strict=True))) if routings else None
         return Losses(total, cross_entropy, z, routing)
 
     def _minimized(
-        self, hidden_BTD: Tensor, targets_BT: Tensor, z_weight: float
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        z_weight: float = 0.0,
+        *,
+        compiled: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return linear_cross_entropy(
-            hidden_BTD.flatten(0, 1),
+            hidden.flatten(0, -2),
             self._padded_head(),
-            targets_BT.flatten(),
+            targets.flatten(),
             vocab_size=self.config.vocab_size,
             z_weight=z_weight,
-            compiled=self.compiled_loss,
+            compiled=compiled,
         )
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

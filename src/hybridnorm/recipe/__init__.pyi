@@ -4,6 +4,7 @@ from .config import ParallelConfig as ParallelConfig
 from .config import Recipe as Recipe
 from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainConfig as TrainConfig
+from .config import keep_choices as keep_choices
 from .fields import RecipeFields as RecipeFields
 from .fields import field_types as field_types
 from .load import builtin as builtin

@@ -276,3 +276,14 @@ class Recipe(Ranged):
             decay_tokens=None,
         )
         return replace(self, train=train, schedule=schedule)
+
+
+def keep_choices(recipe: Recipe, recorded: Recipe) -> Recipe:
+    """The recipe with the choices of the run that it continues wherever it leaves them open."""
+    before = recorded.train
+    chosen = {
+        name: getattr(before, name)
+        for name in ("dtype", "compile")
+        if getattr(recipe.train, name) == "auto"
+    }
+    return replace(recipe, train=replace(recipe.train, **chosen))

@@ -3,18 +3,22 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import matplotlib.ticker
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from hybridnorm.charts import COLOURS, STYLES, finish
 from hybridnorm.files import write_whole
-from hybridnorm.study.plan import Study
+from hybridnorm.study.plan import RATE, Study
+from hybridnorm.study.rates import curve, has_rates
 from hybridnorm.study.results import Arm, Result
+from hybridnorm.study.tables import csv_text
 from hybridnorm.text import svg
 from hybridnorm.train.report import Row
 
@@ -22,9 +26,16 @@ Series = NDArray[np.float64]
 _SMOOTH = 0.02  # width of the running mean, as a fraction of the run
 
 
-def figures(study: Study, found: Sequence[Arm]) -> dict[str, Figure]:
-    """Name to figure: training loss, held-out loss, gradient norm, final losses."""
-    return {
+class Chart(NamedTuple):
+    """A figure, and what it shows as rows of a table."""
+
+    figure: Figure
+    rows: list[Row]
+
+
+def figures(study: Study, found: Sequence[Arm]) -> dict[str, Chart]:
+    """By name: losses and gradient norm over the run, final losses, and over learning rates."""
+    charts = {
         "training-loss": _curves(
             study, found, "training loss (nats per token, running mean)", _train("loss")
         ),
@@ -36,6 +47,7 @@ def figures(study: Study, found: Sequence[Arm]) -> dict[str, Figure]:
         ),
         "final-loss": _final(study, found),
     }
+    return {**charts, "learning-rate": _rates(study, found)} if has_rates(found) else charts
 
 
 def figure_svg(figure: Figure, name: str) -> str:
@@ -43,10 +55,11 @@ def figure_svg(figure: Figure, name: str) -> str:
     return svg(figure, name, bbox_inches="tight")
 
 
-def save_figures(found: dict[str, Figure], folder: Path) -> None:
-    """Write every figure as NAME.svg."""
-    for name, figure in found.items():
-        write_whole(folder / f"{name}.svg", figure_svg(figure, name))
+def save_figures(charts: dict[str, Chart], folder: Path) -> None:
+    """Write every figure as NAME.svg, and what it shows as NAME.csv."""
+    for name, chart in charts.items():
+        write_whole(folder / f"{name}.svg", figure_svg(chart.figure, name))
+        write_whole(folder / f"{name}.csv", csv_text(chart.rows))
 
 
 def _curves(
@@ -56,9 +69,9 @@ def _curves(
     series: Callable[[Result], tuple[Series, Series]],
     marker: str = "",
     log: bool = False,
-) -> Figure:
+) -> Chart:
     """One line per arm (mean over its runs) in a band from the lowest to the highest run."""
-    figure = Figure(figsize=(7.2, 4.0))
+    figure, rows = Figure(figsize=(7.2, 4.0)), list[Row]()
     axes = figure.add_subplot()
     for index, arm in enumerate(found):
         runs = [series(result) for result in arm.best]
@@ -67,25 +80,80 @@ def _curves(
             continue
         shared = min((x for x, _ in runs), key=len)
         values = np.stack([np.interp(shared, x, y) for x, y in runs])
-        colour, style = COLOURS[index % 8], STYLES[index // 8 % 4]
-        axes.plot(shared, values.mean(axis=0), style, color=colour, marker=marker, ms=3, lw=1.5)
-        axes.lines[-1].set_label(_label(arm))
-        if len(runs) > 1:
-            low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(shared, low, high, color=colour, alpha=0.15, lw=0)
+        rows += _band(axes, study, arm, index, "tokens", shared, list(values.T), marker)
     if log:
         axes.set_yscale("log")
     finish(axes, "tokens", label)
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    _legend(axes, study)
+    return Chart(figure, rows)
+
+
+def _rates(study: Study, found: Sequence[Arm]) -> Chart:
+    """Final held-out loss against learning rate; a cross at the top for every diverged run."""
+    figure, rows = Figure(figsize=(7.2, 4.0)), list[Row]()
+    axes = figure.add_subplot()
+    for index, arm in enumerate(found):
+        points = curve(arm)
+        known = [point for point in points if point.losses]
+        x = np.array([point.rate for point in known])
+        band = _band(axes, study, arm, index, RATE, x, [point.losses for point in known], "o")
+        losses = {row[RATE]: row for row in band}
+        for point in points:
+            counts = {"finished": len(point.losses), "diverged": point.diverged}
+            rows.append({study.compare: arm.value, RATE: point.rate, **counts})
+            rows[-1] |= losses.get(point.rate, {})
+            for run in range(point.diverged):
+                height = 0.98 - 0.03 * run - 0.01 * index
+                axes.plot(
+                    point.rate,
+                    height,
+                    "x",
+                    color=_look(index)[0],
+                    transform=axes.get_xaxis_transform(),
+                )
+    axes.set_xscale("log")
+    finish(axes, "learning rate; × a run that diverged", "final held-out loss (nats per token)")
+    _legend(axes, study)
+    return Chart(figure, rows)
+
+
+def _band(
+    axes: Axes,
+    study: Study,
+    arm: Arm,
+    index: int,
+    heading: str,
+    x: Series,
+    runs: Sequence[Sequence[float]],
+    marker: str,
+) -> list[Row]:
+    """Draw the mean of `runs` at each `x`, and from the lowest to the highest; return the rows."""
+    colour, style = _look(index)
+    shown = [(float(np.mean(at)), float(min(at)), float(max(at))) for at in runs]
+    mean, low, high = np.array(shown).reshape(-1, 3).T
+    axes.plot(x, mean, style, color=colour, marker=marker, ms=3, lw=1.5, label=_label(arm))
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    names = study.compare, heading, "mean", "lowest", "highest"
+    return [
+        dict(zip(names, (arm.value, float(at), *numbers), strict=True))
+        for at, numbers in zip(x, shown, strict=True)
+    ]
+
+
+def _look(index: int) -> tuple[str, str]:
+    return COLOURS[index % 8], STYLES[index // 8 % 4]
+
+
+def _legend(axes: Axes, study: Study) -> None:
     if axes.lines:
         legend = axes.legend(frameon=False, title=study.compare)
         _as_written(legend.get_texts())
-    return figure
 
 
-def _final(study: Study, found: Sequence[Arm]) -> Figure:
+def _final(study: Study, found: Sequence[Arm]) -> Chart:
     """Every run's final held-out loss, runs of one seed joined: what is compared."""
-    figure = Figure(figsize=(7.2, 0.5 * len(found) + 1.2))
+    figure, rows = Figure(figsize=(7.2, 0.5 * len(found) + 1.2)), list[Row]()
     axes = figure.add_subplot()
     by_seed: dict[object, list[tuple[float, int]]] = {}
     for index, arm in enumerate(found):
@@ -93,6 +161,8 @@ def _final(study: Study, found: Sequence[Arm]) -> Figure:
             if (loss := result.held_out(arm.measure)) is not None:
                 by_seed.setdefault(result.seed, []).append((loss, index))
                 axes.plot(loss, index, "o", color=COLOURS[index % 8], ms=6, alpha=0.8)
+                where = {study.compare: arm.value, "run": result.run.name, "seed": result.seed}
+                rows.append({**where, arm.measure: loss})
         if arm.val_loss is not None:
             axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=COLOURS[index % 8])
     for points in by_seed.values():
@@ -101,7 +171,7 @@ def _final(study: Study, found: Sequence[Arm]) -> Figure:
     _as_written(axes.get_yticklabels())
     axes.set_ylim(len(found) - 0.4, -0.6)
     finish(axes, "final held-out loss (nats per token); one dot per run, one line per seed", "")
-    return figure
+    return Chart(figure, rows)
 
 
 def _label(arm: Arm) -> str:

@@ -5,16 +5,18 @@ base.toml            the recipe that it starts from, unless that is a built-in o
 placements/          the placement files that it names
 recipes/RUN.toml     the full recipe of each run
 command.txt          what was typed
+crashes.json         why runs did not come to their end, in the newest call
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.files import read_text, write_whole
+from hybridnorm.files import read_json, read_text, write_whole
 from hybridnorm.recipe import Recipe, dump_recipe, load_recipe, read_toml
 from hybridnorm.study.plan import COPIES, PLACEMENT, Run, Study
 
@@ -35,14 +37,30 @@ def recorded_recipe(folder: Path, runs: Iterable[Run]) -> Recipe | None:
     return next((load_recipe(path) for path in paths if path.exists()), None)
 
 
+def write_crashes(folder: Path, crashes: Mapping[str, str]) -> None:
+    """Keep why runs crashed, by name."""
+    write_whole(folder / "crashes.json", json.dumps(crashes, indent=1) + "\n")
+
+
+def read_crashes(folder: Path) -> dict[str, str]:
+    """What `write_crashes` kept.
+
+    Raises:
+        HybridNormError: the file is damaged.
+    """
+    path = folder / "crashes.json"
+    return {name: str(why) for name, why in read_json(path).items()} if path.exists() else {}
+
+
 def claim(study: Study, folder: Path, command: str) -> None:
     """Write all of it, the recipes first; an unfinished start is a new one.
 
     Raises:
-        HybridNormError: a run that has started has another recipe or placement, or the folder
-            cannot be written.
+        HybridNormError: a run that has started has another recipe or placement, or p values were
+            to be corrected otherwise then, or the folder cannot be written.
     """
     files: dict[Path, str] = {}
+    _check_declared(study, folder)
     for run in study.runs:
         for path, text in _files(folder, run).items():
             if is_started(folder, run) and path.exists() and read_text(path) != text:
@@ -55,6 +73,18 @@ def claim(study: Study, folder: Path, command: str) -> None:
     files[folder / "command.txt"] = command + "\n"
     for path, text in files.items():
         write_whole(path, text)
+
+
+def _check_declared(study: Study, folder: Path) -> None:
+    """Raise `HybridNormError` if the correction of p values is another one than before the runs."""
+    path = folder / "study.toml"
+    if not path.exists() or not any(is_started(folder, run) for run in study.runs):
+        return
+    if (before := read_toml(str(path)).get("correct", "none")) != study.correct:
+        raise HybridNormError(
+            f"{path}: correct was {before!r} when the runs started, and a correction is declared "
+            "before them; name another --dir"
+        )
 
 
 def _files(folder: Path, run: Run) -> dict[Path, str]:

@@ -20,7 +20,8 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.processes import STARTED_BY
 from hybridnorm.study.folder import is_started, recipe_file
 from hybridnorm.study.plan import Run
-from hybridnorm.study.results import DONE, Result, number, read_result
+from hybridnorm.study.results import DONE, Result, read_result
+from hybridnorm.study.tables import number
 from hybridnorm.text import clock
 from hybridnorm.train.report import seconds_left
 

@@ -5,6 +5,9 @@ note = "..."                       # what readers of the report should know
 recipe = "demo"                    # a built-in recipe or a .toml file
 compare = "model.placement"        # the field whose values are compared
 baseline = "pre-norm"              # the value the others are compared with
+correct = "none"                   # or "holm": p values for the number of arms
+extend = false                     # more learning rates where the best is the last one tried
+floor = false                      # runs of equal things, for what chance alone does
 [set]                              # dotted recipe fields, the same in all runs; "None" unsets one
 train.steps = 200
 [grid]                             # dotted recipe fields, every combination is a run
@@ -20,14 +23,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hybridnorm.errors import HybridNormError, naming, nearest
 from hybridnorm.placements import Placement, placement
-from hybridnorm.recipe import Recipe, load_recipe, read_toml
+from hybridnorm.recipe import Recipe, keep_choices, load_recipe, read_toml
 from hybridnorm.strict_toml import build
 
-PLACEMENT = "model.placement"
+PLACEMENT, RATE, SEED = "model.placement", "optimizer.lr", "seed"
+GRID, EXTENSION, FLOOR = "grid", "extension", "floor"  # parts of a study
 COPIES = "placements"  # beside a study in its own folder: the placement files that it names
 _LONGEST = 200  # bytes of a run's name: file systems take 255, of longer names around it, too
 
@@ -38,6 +42,9 @@ class _File:
     title: str = ""
     note: str = ""
     compare: str = PLACEMENT
+    correct: Literal["none", "holm"] = "none"
+    extend: bool = False
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,25 @@ class Run:
     values: Mapping[str, Any]
     recipe: Recipe
     placement: Placement
+    part: str = GRID
+    """Of the study: what its file names, more learning rates, or runs for the noise floor."""
+
+    def same_as(self, other: "Run") -> bool:
+        """Whether the two train the same thing, whatever their placements are called."""
+        return _content(self) == _content(other)
+
+    def changed(self, part: str, changes: Mapping[str, Any]) -> "Run":
+        """This run with other values of dotted fields, in another part of the study."""
+        recipe = self.recipe
+        for dotted, value in changes.items():
+            section, _, name = dotted.rpartition(".")
+            inner = replace(getattr(recipe, section), **{name: value}) if section else value
+            recipe = replace(recipe, **{section or name: inner})
+        found = placement(changes[PLACEMENT]) if PLACEMENT in changes else self.placement
+        values = {**self.values, **changes}
+        name = _run_name(values)
+        # Only what is no arm may share its values with one.
+        return Run(f"{FLOOR}-{name}" if part == FLOOR else name, values, recipe, found, part)
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,9 @@ class Study:
     common: Mapping[str, Any]
     grid: Mapping[str, list[Any]]
     runs: list[Run] = field(default_factory=list)
+    correct: Literal["none", "holm"] = "none"
+    extend: bool = False
+    floor: bool = False
 
     def to_table(self) -> dict[str, Any]:
         """The study as a file of its own, overrides included."""
@@ -73,9 +102,17 @@ class Study:
             "recipe": self.recipe,
             "compare": self.compare,
             "baseline": _written(self.baseline),
+            "correct": self.correct,
+            "extend": self.extend,
+            "floor": self.floor,
             "set": {name: _written(value) for name, value in self.common.items()},
             "grid": grid,
         }
+
+    def with_choices_of(self, recorded: Recipe) -> "Study":
+        """The study whose runs all have the dtype and the compilation of a run of it."""
+        runs = [replace(run, recipe=keep_choices(run.recipe, recorded)) for run in self.runs]
+        return replace(self, runs=runs)
 
     @property
     def arms(self) -> list[Any]:
@@ -132,8 +169,25 @@ def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]
         hint = nearest(str(baseline), map(str, grid[file.compare]))
         raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
     name = _file_name(path.stem)
-    title = file.title or name
-    return Study(name, title, file.note, recipe, file.compare, baseline, common, grid, runs)
+    if file.extend and (file.compare == RATE or len(grid.get(RATE, [])) < 2):
+        raise HybridNormError(
+            f"extend: needs two or more values of {RATE} in the grid of a study that compares "
+            "something else"
+        )
+    return Study(
+        name,
+        file.title or name,
+        file.note,
+        recipe,
+        file.compare,
+        baseline,
+        common,
+        grid,
+        runs,
+        file.correct,
+        file.extend,
+        file.floor,
+    )
 
 
 def _runs(
@@ -150,13 +204,18 @@ def _runs(
             raise HybridNormError(
                 f"grid: two runs would be called {run.name!r}; rename or drop one"
             )
-        content = replace(full, model=replace(full.model, placement="")), run.placement
-        if (other := same.setdefault(content, run.name)) != run.name:
+        if (other := same.setdefault(_content(run), run.name)) != run.name:
             raise HybridNormError(
                 f"grid: {other} and {run.name} are the same run: what differs in the grid is set "
                 "for all of them, or means the same; drop one"
             )
     return list(runs.values())
+
+
+def _content(run: Run) -> tuple[Recipe, Placement]:
+    """What determines the run: its recipe, and its placement whatever that is called."""
+    model = replace(run.recipe.model, placement="")
+    return replace(run.recipe, model=model), run.placement
 
 
 def _recipe(name: str, settings: dict[str, Any], beside: Path | None) -> Recipe:

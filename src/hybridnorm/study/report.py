@@ -9,42 +9,56 @@ from typing import Any
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json, read_text, write_whole
-from hybridnorm.html_page import html_figure, html_page, html_table
+from hybridnorm.html_page import html_figure, html_page, html_table, link, styled
 from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
 from hybridnorm.study.figures import figure_svg, figures, save_figures
-from hybridnorm.study.plan import Study
-from hybridnorm.study.results import Arm, Result, arm_columns, arms, runs_text
+from hybridnorm.study.folder import read_crashes, recorded_recipe
+from hybridnorm.study.growth import Floor, completed, noise_floor
+from hybridnorm.study.plan import Study, load_study
+from hybridnorm.study.results import Arm, Result, arms
+from hybridnorm.study.tables import arm_columns, csv_text, difference_heading, evidence_columns
 from hybridnorm.study.tasks import task_columns
+from hybridnorm.study.verdict import EVIDENCE, floor_text, is_below, reading, verdict
 
 _CAPTIONS = {
     "training-loss": "Training loss. Line: mean over seeds; band: lowest to highest run.",
     "held-out-loss": "Loss on held-out text.",
     "gradient-norm": "Global gradient norm over the run (log scale).",
     "final-loss": "Where the runs ended. Runs of one seed share the order of the data.",
+    "learning-rate": "Final held-out loss at each learning rate. Line: mean over seeds; band: "
+    "lowest to highest run; a cross for each run that diverged.",
 }
 
 
-def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
-    """Write report.html and figures/*.svg from the results; return the report's path."""
+def write_results(study: Study, folder: Path, results: Sequence[Result]) -> Path:
+    """Write results.csv, report.html and figures/ from the results; return the report's path."""
+    rows = [result.row() for result in results]
+    write_whole(folder / "results.csv", csv_text(rows))
     found = arms(study, results)
-    drawn = figures(study, found)
-    save_figures(drawn, folder / "figures")
+    floor = noise_floor(study, results)
+    charts = figures(study, found)
+    save_figures(charts, folder / "figures")
     sections = [
         f"<h1>{html.escape(study.title)}</h1>",
-        f'<p class="verdict">{html.escape(verdict(study, found))}</p>',
+        f'<p class="verdict">{html.escape(verdict(study, found, floor))}</p>',
         *([f"<p>{html.escape(study.note)}</p>"] if study.note else []),
         "<h2>Result</h2>",
-        html_table(arm_columns(study, found)),
-        *(f"<p>{html.escape(line)}</p>" for line in _reading(study, found)),
-        *(html_figure(figure_svg(figure, name), _CAPTIONS[name]) for name, figure in drawn.items()),
+        html_table(_shaded(study, found, floor)),
+        *_paragraphs(reading(study, found)),
+        *_evidence(study, found),
+        *_paragraphs(floor_text(study, floor)),
+        *(
+            html_figure(figure_svg(chart.figure, name), _CAPTIONS[name])
+            for name, chart in charts.items()
+        ),
         *_tasks(study, found),
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),
         *_probes(folder),
         "<h2>Every run</h2>",
-        html_table(_columns([result.row() for result in results])),
+        html_table(_runs(rows)),
         "<h2>Reproduce</h2>",
         f"<pre>{html.escape(_command(folder))}</pre>",
     ]
@@ -53,68 +67,40 @@ def write_report(study: Study, folder: Path, results: list[Result]) -> Path:
     return path
 
 
-def verdict(study: Study, found: Sequence[Arm]) -> str:
-    """One paragraph of what the numbers support, and of what they do not."""
-    losses = [(arm.val_loss, arm) for arm in found if arm.val_loss is not None]
-    if not losses:
-        return "No run has finished: there is nothing to compare yet."
-    best = min(losses, key=lambda pair: (_lost(pair[1]), pair[0]))[1]
-    among = " of the arms that lost fewest runs" if any(_lost(arm) for arm in found) else ""
-    sentences = [f"Lowest held-out loss{among}: {best.value}, {best.val_loss:.4f} nats per token."]
-    for arm in found:
-        if arm.comparison is not None:
-            sentences.append(_sentence(study, arm))
-    failed = [
-        f"{arm.value}: {runs_text(arm)}"
-        for arm in found
-        if arm.count("finished") < len(arm.results)
+def rebuild(folder: Path) -> Path:
+    """Write anew what `write_results` writes, from the files of a study alone.
+
+    Raises:
+        HybridNormError: the folder holds no study, or cannot be written.
+    """
+    if not (folder / "study.toml").exists():
+        raise HybridNormError(f"{folder}: not the folder of a study (it has no study.toml)")
+    study = load_study(folder / "study.toml")
+    if recorded := recorded_recipe(folder, study.runs):
+        study = study.with_choices_of(recorded)
+    study, results = completed(study, folder, read_crashes(folder))
+    return write_results(study, folder, results)
+
+
+def _shaded(study: Study, found: Sequence[Arm], floor: Floor | None) -> dict[str, list[str]]:
+    """The table of the arms; differences that chance alone makes are grey."""
+    columns = arm_columns(study, found)
+    heading = difference_heading(study)
+    columns[heading] = [
+        styled(cell, "below") if is_below(arm, floor) else cell
+        for cell, arm in zip(columns[heading], found, strict=True)
     ]
-    if failed:
-        sentences.append(f"Not all runs finished ({'; '.join(failed)}).")
-    return " ".join(sentences)
+    return columns
 
 
-def _lost(arm: Arm) -> int:
-    """Runs that did not finish where the arm is judged."""
-    return sum(result.val_loss is None for result in arm.best)
+def _evidence(study: Study, found: Sequence[Arm]) -> list[str]:
+    if not (columns := evidence_columns(study, found)):
+        return []
+    return ["<h3>What the differences rest on</h3>", html_table(columns), *_paragraphs(EVIDENCE)]
 
 
-def _sentence(study: Study, arm: Arm) -> str:
-    c = arm.comparison
-    assert c is not None
-    direction = "below" if c.mean < 0 else "above"
-    size = f"{arm.value} ends {abs(c.mean):.4f} {direction} {study.baseline}"
-    if c.t_interval is None:
-        seeds = "one seed" if c.n == 1 else f"{c.n} seeds"
-        return f"{size} ({seeds}: too few for an interval, so nothing is shown)."
-    low, high = c.t_interval
-    word = "significant" if c.significant else "not significant"
-    return f"{size} (95% interval {low:+.4f} to {high:+.4f}, {c.n} seeds: {word})."
-
-
-def _reading(study: Study, found: Sequence[Arm]) -> list[str]:
-    lines = [
-        f"Differences are paired: the run with the same seed under {study.baseline} saw the same "
-        "batches in the same order and started from the same weights wherever both have them (up "
-        "to their scale, where initializations differ). "
-        "Brackets: 95% Student t interval of the mean difference; * where it excludes zero. "
-        "Below zero is better. Intervals are not corrected for the number of comparisons."
-    ]
-    for arm in found:
-        c = arm.comparison
-        if c is not None and c.bootstrap_interval is not None:
-            low, high = c.bootstrap_interval
-            lines.append(
-                f"{arm.value}: better in {c.wins} of {c.n} pairs; bootstrap interval "
-                f"[{low:+.4f}, {high:+.4f}] (too narrow with so few seeds; the t interval decides)."
-            )
-    if found and found[0].settings:
-        lines.append(
-            "Each arm is judged at its own best setting of "
-            f"{', '.join(found[0].settings)}, chosen on one half of the held-out text (every other "
-            "window) and compared on the other half."
-        )
-    return lines
+def _paragraphs(lines: Iterable[str]) -> list[str]:
+    return [f"<p>{html.escape(line)}</p>" for line in lines]
 
 
 def _tasks(study: Study, found: Sequence[Arm]) -> list[str]:
@@ -153,7 +139,7 @@ def _conditions(study: Study, folder: Path) -> list[str]:
         if name not in study.grid
     )
     details = f"<details><summary>All recipe fields</summary><table>{rows}</table></details>"
-    return [*(f"<p>{html.escape(line)}</p>" for line in lines), details]
+    return [*_paragraphs(lines), details]
 
 
 def _drawings(study: Study) -> list[str]:
@@ -196,8 +182,13 @@ def _command(folder: Path) -> str:
     return shlex.join(["hybridnorm", "study", str(folder / "study.toml"), "--dir", str(folder)])
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def _runs(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Every number leads to the directory of its run."""
+
     def text(value: Any) -> str:
         return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
-    return {name: [text(row[name]) for row in rows] for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {
+        name: [link(text(row.get(name)), f"runs/{row['run']}/") for row in rows] for name in names
+    }

@@ -1,22 +1,25 @@
 """What the runs of a study say, run by run and arm by arm. No torch."""
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.table import Table
-
 from hybridnorm.errors import HybridNormError
 from hybridnorm.evaluate import read_questions
-from hybridnorm.study.plan import Run, Study
-from hybridnorm.study.statistics import Comparison, compare
-from hybridnorm.train.report import HALVES, METRICS, Metrics, read_metrics
+from hybridnorm.study.plan import FLOOR, SEED, Run, Study
+from hybridnorm.study.statistics import LEVEL, Comparison, compare, holm
+from hybridnorm.train.report import (
+    HALVES,
+    METRICS,
+    PARTS,
+    Metrics,
+    read_metrics,
+    read_windows,
+)
 
 DONE = "finished", "diverged"  # nothing is left to train
-_SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Result:
     reason: str = ""
     questions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The score of each question by task, where the run was asked some."""
+    windows: Sequence[float] = ()
+    """The final loss of every held-out window, where the run kept them."""
 
     @property
     def val_loss(self) -> float | None:
@@ -71,6 +76,7 @@ class Result:
         end = self.metrics.events[-1] if self.metrics.events else {}
         return {
             "run": self.run.name,
+            "part": self.run.part,
             **self.run.values,
             "status": self.status,
             "steps": last.get("step"),
@@ -99,6 +105,26 @@ class Arm:
     measure: str = "val_loss"
     """The held-out loss that arms are compared by."""
     comparison: Comparison | None = None
+    """With the baseline, seed by seed."""
+    over_windows: Comparison | None = None
+    """With the baseline, held-out window by window, each the mean over the seeds."""
+    p: float | None = None
+    """Of the paired difference, corrected as the study declares."""
+
+    @property
+    def significant(self) -> bool:
+        return self.p is not None and self.p < 1 - LEVEL
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """By seed, of the finished runs that the arm is judged by."""
+        found = {result.seed: result.held_out(self.measure) for result in self.best}
+        return {seed: loss for seed, loss in found.items() if loss is not None}
+
+    @property
+    def windows(self) -> dict[int, Sequence[float]]:
+        """The losses of the windows that these are the means of; empty where they are not kept."""
+        return {result.seed: result.windows[PARTS[self.measure]] for result in self.best}
 
     def count(self, status: str) -> int:
         return sum(result.status == status for result in self.results)
@@ -134,7 +160,7 @@ def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
     """
     try:
         metrics = read_metrics(run_dir) if (run_dir / METRICS).exists() else Metrics()
-        questions = read_questions(run_dir)
+        questions, windows = read_questions(run_dir), read_windows(run_dir)
     except HybridNormError as error:  # of this run: the others are as good as before
         return Result(run, Metrics(), "crashed", str(error))
     reason = str(metrics.events[-1].get("reason", "")) if metrics.events else ""
@@ -146,10 +172,10 @@ def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
     if crash and status not in DONE:
         reason = crash
         status = status if status == "interrupted" else "crashed"
-    return Result(run, metrics, status, reason, questions)
+    return Result(run, metrics, status, reason, questions, windows)
 
 
-def arms(study: Study, results: list[Result]) -> list[Arm]:
+def arms(study: Study, results: Sequence[Result]) -> list[Arm]:
     """One arm per compared value, each at its own best setting of the other grid fields.
 
     Settings where a run diverged or is missing are best only if there is no complete one. The
@@ -157,89 +183,36 @@ def arms(study: Study, results: list[Result]) -> list[Arm]:
     chosen on one half of the held-out text, and the arms compared on the other.
     """
     choosing, measure = HALVES if _settings(study) else ("val_loss", "val_loss")
-    chosen = {}
-    for value in study.arms:
-        mine = [r for r in results if r.run.values[study.compare] == value]
-        chosen[value] = _best(study, mine, choosing)
-    baseline = _by_seed(chosen[study.baseline][1], measure)
     found = []
     for value in study.arms:
-        settings, best = chosen[value]
-        mine = [r for r in results if r.run.values[study.compare] == value]
-        pairs = _by_seed(best, measure)
-        differences = [pairs[seed] - baseline[seed] for seed in pairs if seed in baseline]
-        against = compare(differences) if differences and value != study.baseline else None
-        found.append(Arm(value, mine, best, settings, measure, against))
-    return found
+        mine = [r for r in results if r.run.part != FLOOR and r.run.values[study.compare] == value]
+        settings, best = _best(study, mine, choosing)
+        found.append(Arm(value, mine, best, settings, measure))
+    baseline = found[study.arms.index(study.baseline)]
+    found = [arm if arm is baseline else _beside(arm, baseline) for arm in found]
+    tested = [arm.p for arm in found if arm.p is not None]
+    corrected = iter(holm(tested) if study.correct == "holm" else tested)
+    return [arm if arm.p is None else replace(arm, p=next(corrected)) for arm in found]
 
 
-def results_table(study: Study, results: list[Result]) -> Table:
-    """The final table, for the terminal."""
-    table = Table(title=study.title, box=None, title_justify="left")
-    columns = arm_columns(study, arms(study, results))
-    # What 80 columns cannot hold is in results.csv and the report.
-    for heading in ("perplexity", "parameters"):
-        del columns[heading]
-    for heading in columns:
-        left = heading == study.compare
-        table.add_column(
-            heading.rpartition(".")[2],
-            justify="left" if left else "right",
-            no_wrap=left,
-            overflow="fold",
-        )
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
-    return table
-
-
-def arm_columns(study: Study, found: list[Arm]) -> dict[str, list[str]]:
-    """Heading to cells, one cell per arm."""
-    columns: dict[str, list[str]] = {study.compare: [str(arm.value) for arm in found]}
-    for name in found[0].settings:
-        columns[name] = [str(arm.settings[name]) for arm in found]
-    columns["held-out loss"] = [number(arm.val_loss, ".4f") for arm in found]
-    columns["perplexity"] = [number(perplexity(arm), ".2f") for arm in found]
-    columns["bits/byte"] = [number(arm.bits_per_byte, ".4f") for arm in found]
-    columns[f"difference to {study.baseline}"] = [difference(arm) for arm in found]
-    columns["tokens/s"] = [number(arm.mean("tokens_per_second"), ",.0f") for arm in found]
-    columns["parameters"] = [number(arm.mean("parameters"), ",.0f") for arm in found]
-    columns["runs"] = [runs_text(arm) for arm in found]
-    return columns
-
-
-def perplexity(arm: Arm) -> float | None:
-    """Of the mean held-out loss, so that arms rank as their losses do."""
-    return None if arm.val_loss is None else math.exp(min(arm.val_loss, 700.0))
-
-
-def difference(arm: Arm) -> str:
-    """ "−0.0123 [−0.0200, −0.0046]*" with the t interval; * where it excludes zero."""
-    return interval(arm.comparison)
-
-
-def interval(found: Comparison | None) -> str:
-    """A mean difference with its t interval."""
-    if found is None:
-        return "–"
-    text = _signed(found.mean)
-    if found.t_interval:
-        low, high = map(_signed, found.t_interval)
-        text += f" [{low}, {high}]" + ("*" if found.significant else "")
-    return text
-
-
-def runs_text(arm: Arm) -> str:
-    """ "3 finished, 1 diverged, 9 steps skipped": nothing is dropped."""
-    statuses = sorted({result.status for result in arm.results}, key=lambda s: s != "finished")
-    skipped = sum(result.skipped_steps for result in arm.results)
-    counts = [f"{arm.count(status)} {status}" for status in statuses]
-    return ", ".join([*counts, f"{skipped} steps skipped"] if skipped else counts)
+def _beside(arm: Arm, baseline: Arm) -> Arm:
+    """The arm with what runs of the same seed say of it and the baseline."""
+    seeds = [seed for seed in arm.losses if seed in baseline.losses]
+    if not seeds:
+        return arm
+    both = arm, baseline
+    comparison = compare(*([side.losses[seed] for seed in seeds] for side in both))
+    windows = [[side.windows[seed] for seed in seeds] for side in both]
+    over_windows = None
+    if len({len(losses) for side in windows for losses in side}) == 1 and windows[0][0]:
+        over_windows = compare(*(list(map(fmean, zip(*side, strict=True))) for side in windows))
+    p = comparison.paired.p if comparison.paired else None
+    return replace(arm, comparison=comparison, over_windows=over_windows, p=p)
 
 
 def _settings(study: Study) -> list[str]:
     """What an arm may choose for itself."""
-    return [f for f in study.grid if f not in (study.compare, _SEED)]
+    return [f for f in study.grid if f not in (study.compare, SEED)]
 
 
 def _best(
@@ -263,21 +236,7 @@ def _last_loss(metrics: Metrics) -> float | None:
     return metrics.evaluations[-1]["val_loss"] if metrics.evaluations else None
 
 
-def _by_seed(results: list[Result], measure: str) -> dict[int, float]:
-    losses = {r.seed: r.held_out(measure) for r in results}
-    return {seed: loss for seed, loss in losses.items() if loss is not None}
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
     """Of those that are known."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def number(value: float | None, spec: str) -> str:
-    """A number in its format, or a dash where it is not known."""
-    return "–" if value is None else format(value, spec)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")

@@ -1,24 +1,22 @@
 """Carries a study out, step by step."""
 
 import contextlib
-import csv
-import io
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.files import write_whole
 from hybridnorm.processes import alone_in
-from hybridnorm.study.folder import claim, recorded_recipe
+from hybridnorm.study.folder import claim, recorded_recipe, write_crashes
+from hybridnorm.study.growth import completed
 from hybridnorm.study.jobs import run_all, threads
-from hybridnorm.study.plan import Study
-from hybridnorm.study.report import write_report
-from hybridnorm.study.results import DONE, Result, read_results, results_table
+from hybridnorm.study.plan import Run, Study
+from hybridnorm.study.report import write_results
+from hybridnorm.study.results import DONE, Result
+from hybridnorm.study.tables import results_table
 from hybridnorm.terminal import Screen
 
 
@@ -33,18 +31,19 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
     with alone_in(folder), _stoppable():
         _prepare_data(study, console)
         study = _settled(study, folder, jobs, console)
+        study, results = completed(study, folder)
         claim(study, folder, command)
-        before = read_results(study, folder)
-        waiting = [result.run for result in before if result.status not in DONE]
-        skipped = len(study.runs) - len(waiting)
-        done = f", {skipped} finished before" if skipped else ""
-        console.print(f"{study.title}: {len(waiting)} runs{done}, {jobs} at a time")
-        crashes = run_all(waiting, folder, jobs, console)
-        results = read_results(study, folder, crashes)
+        crashes: dict[str, str] = {}
+        while waiting := _waiting(results, crashes):
+            done = sum(result.status in DONE for result in results)
+            before = f", {done} finished before" if done else ""
+            console.print(f"{study.title}: {len(waiting)} runs{before}, {jobs} at a time")
+            crashes |= run_all(waiting, folder, jobs, console)
+            study, results = completed(study, folder, crashes)
+            claim(study, folder, command)
+        write_crashes(folder, crashes)
         console.print(results_table(study, results))
-        write_whole(folder / "results.csv", _csv(results))
-        report = write_report(study, folder, results)
-        console.print(f"report: {report}")
+        console.print(f"report: {write_results(study, folder, results)}")
     lost = Counter(result.status for result in results if result.status not in DONE)
     if lost:
         counts = ", ".join(f"{n} {status}" for status, n in lost.items())
@@ -52,6 +51,12 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
             f"{folder}: of {len(results)} runs {counts}; results.csv and logs/ say why, and the "
             "same command tries them again"
         )
+
+
+def _waiting(results: Sequence[Result], crashes: Container[str]) -> list[Run]:
+    """The runs that are neither done nor were tried just now."""
+    unfinished = [result.run for result in results if result.status not in DONE]
+    return [run for run in unfinished if run.name not in crashes]
 
 
 @contextlib.contextmanager
@@ -79,13 +84,7 @@ def _prepare_data(study: Study, console: Console) -> None:
 def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
     """The study with one choice of dtype and compilation for all runs, the first run's."""
     from hybridnorm.data import open_data
-    from hybridnorm.train import (
-        keep_choices,
-        pick_device,
-        resolve_auto,
-        set_threads,
-        with_vocabulary,
-    )
+    from hybridnorm.train import pick_device, resolve_auto, set_threads, with_vocabulary
 
     first = study.runs[0]
     chosen = recorded_recipe(folder, study.runs)
@@ -98,13 +97,4 @@ def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
         chosen, reasons = resolve_auto(recipe, first.placement, device)
         for reason in reasons:
             console.print(reason)
-    runs = [replace(run, recipe=keep_choices(run.recipe, chosen)) for run in study.runs]
-    return replace(study, runs=runs)
-
-
-def _csv(results: list[Result]) -> str:
-    text, rows = io.StringIO(), [result.row() for result in results]
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return study.with_choices_of(chosen)

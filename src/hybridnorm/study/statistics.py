@@ -65,7 +65,7 @@ class Comparison:
     @property
     def deviation(self) -> float | None:
         """Standard deviation of the paired differences."""
-        return self.paired and self.paired.error * math.sqrt(self.n)
+        return None if self.paired is None else self.paired.error * math.sqrt(self.n)
 
     @property
     def variance_reduction(self) -> float | None:

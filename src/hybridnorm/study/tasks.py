@@ -5,8 +5,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from hybridnorm.study.plan import Study
-from hybridnorm.study.results import Arm, interval
+from hybridnorm.study.results import Arm
 from hybridnorm.study.statistics import Comparison, compare
+from hybridnorm.study.tables import interval
 
 Scores = Mapping[str, float]
 
@@ -61,5 +62,7 @@ def _paired(
     task: str, of_arm: Mapping[str, Scores], baseline: Mapping[str, Scores]
 ) -> Comparison | None:
     before = baseline.get(task, {})
-    pairs = [of_arm[task][q] - before[q] for q in sorted(of_arm[task].keys() & before.keys())]
-    return compare(pairs) if pairs and of_arm is not baseline else None
+    both = sorted(of_arm[task].keys() & before.keys())
+    if not both or of_arm is baseline:
+        return None
+    return compare([of_arm[task][q] for q in both], [before[q] for q in both])

@@ -1,4 +1,3 @@
-from .auto import keep_choices as keep_choices
 from .auto import resolve_auto as resolve_auto
 from .auto import set_threads as set_threads
 from .batches import Batch as Batch

@@ -42,17 +42,6 @@ def resolve_auto(
     return replace(recipe, train=train), reasons
 
 
-def keep_choices(recipe: Recipe, recorded: Recipe) -> Recipe:
-    """The recipe with the choices of the run that it continues wherever it leaves them open."""
-    before = recorded.train
-    chosen = {
-        name: getattr(before, name)
-        for name in ("dtype", "compile")
-        if getattr(recipe.train, name) == "auto"
-    }
-    return replace(recipe, train=replace(recipe.train, **chosen))
-
-
 def set_threads(threads: int | None) -> str:
     """Use `threads` threads; None: torch's choice, or this rank's part of a node's cores."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -60,21 +60,19 @@ class MicroBatches:
         for first in range(start, start + self.share, self.micro):
             yield self._batch(self.batches.rows(step, first, first + self.micro))
 
-    def held_out(
-        self, tokens: Mixture, limit: int, which: slice = slice(None)
-    ) -> Iterator[tuple[Batch, int]]:
-        """Those that `which` takes of `limit` held-out sequences, at most.
+    def held_out(self, tokens: Mixture, limit: int) -> Iterator[tuple[Batch, int]]:
+        """At most `limit` held-out sequences, in turns of the ranks.
 
         Yields batches, and how many rows of each count. Every rank gets as many batches as the
         others; a surplus one counts nothing.
         """
-        ids, targets = (part[which] for part in tokens.windows(self.batches.seq_len, limit))
+        ids, targets = tokens.windows(self.batches.seq_len, limit)
         stride = self.micro * self.world.data_size
         for first in range(self.world.data_rank * self.micro, len(ids), stride):
             rows = slice(first, first + self.micro)
             yield self._batch((ids[rows], targets[rows])), len(ids[rows])
         last_round = (len(ids) - 1) // stride * stride
-        if len(ids) and last_round + self.world.data_rank * self.micro >= len(ids):
+        if last_round + self.world.data_rank * self.micro >= len(ids):
             yield self._batch((ids[:1], targets[:1])), 0
 
     def _batch(self, arrays: Sequence[NDArray[np.int64]]) -> Batch:

@@ -28,7 +28,7 @@ from hybridnorm.train.hooks import Hook, Row, State
 from hybridnorm.train.non_finite import SkipGuard, all_finite
 from hybridnorm.train.objective import objective
 from hybridnorm.train.optim import build_optimizer, materialize, restore, step_unless
-from hybridnorm.train.report import HALVES, StepLog
+from hybridnorm.train.report import StepLog, held_out_losses, write_windows
 from hybridnorm.train.run_dir import (
     check_identity,
     check_start,
@@ -267,37 +267,38 @@ class Trainer:
         """As `hooks.State.held_out`."""
         return self.batches.held_out(self.held_out, limit)
 
-    @torch.no_grad()
     def _evaluate(self) -> None:
         """Hand the hooks the held-out loss in nats per token, perplexity, bits per byte of text.
 
         Of two halves, too, window by window in turn: one to choose settings by, one to compare with
-        what was chosen.
+        what was chosen. After the last step the loss of each window is kept.
         """
-        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.world.device)
-        for half in range(2):
-            for batch, rows in self.batches.held_out(
-                self.held_out, self.config.eval_sequences, slice(half, None, 2)
-            ):
-                loss = self.model.loss(*batch)
-                sums[half] += torch.stack((loss * rows, torch.full_like(loss, rows)))
-        if isinstance(self.model, FSDPModule):
-            self.model.reshard()  # a forward pass alone leaves embedding and head whole
-        halves = self.world.mean(sums).tolist()
-        whole: float = sum(total for total, _ in halves) / sum(count for _, count in halves)
-        self.val_loss = whole
+        windows = self._window_losses()
+        losses = held_out_losses(windows)
+        self.val_loss = losses["val_loss"]
         row = {
             "step": self.step,
             "tokens": self.step * self._tokens_per_step(),
-            "val_loss": whole,
-            "val_perplexity": math.exp(min(whole, 700.0)),
-            "val_bits_per_byte": whole / math.log(2) * self.held_out.tokens_per_byte,
+            "val_perplexity": math.exp(min(self.val_loss, 700.0)),
+            "val_bits_per_byte": self.val_loss / math.log(2) * self.held_out.tokens_per_byte,
+            **losses,
         }
-        for name, (total, count) in zip(HALVES, halves, strict=True):
-            if count:  # of a single window, one half is empty
-                row[name] = total / count
+        if self.step == self.config.steps:
+            self.world.on_main(lambda: write_windows(self.run_dir, self.step, windows))
         for hook in self.hooks:
             hook.after_evaluation(self._state(), row)
+
+    @torch.no_grad()
+    def _window_losses(self) -> list[float]:
+        """Of every held-out window, in order."""
+        found = self.held_out_batches(self.config.eval_sequences)
+        mine = [self.model.row_losses(*batch)[:rows] for batch, rows in found]
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # a forward pass alone leaves embedding and head whole
+        turns = [losses.tolist() for losses in mine]
+        ranks = dict(self.world.gather(lambda: (self.world.data_rank, turns)))
+        in_order = zip(*(ranks[rank] for rank in sorted(ranks)), strict=True)
+        return [loss for turn in in_order for losses in turn for loss in losses]
 
     def _save(self, writer: CheckpointWriter) -> None:
         """Save, unless the weights may be ruined: then the checkpoint before is the one to keep."""

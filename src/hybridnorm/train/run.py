@@ -22,9 +22,9 @@ from hybridnorm.data import (
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import Transformer, parallelize
 from hybridnorm.placements import Placement, placement
-from hybridnorm.recipe import Recipe, load_recipe
+from hybridnorm.recipe import Recipe, keep_choices, load_recipe
 from hybridnorm.terminal import Screen
-from hybridnorm.train.auto import keep_choices, resolve_auto, set_threads
+from hybridnorm.train.auto import resolve_auto, set_threads
 from hybridnorm.train.checkpoint import list_checkpoints
 from hybridnorm.train.hooks import Hook, imported_hooks
 from hybridnorm.train.loop import Trainer

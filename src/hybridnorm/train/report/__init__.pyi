@@ -1,5 +1,9 @@
+from .held_out import HALVES as HALVES
+from .held_out import PARTS as PARTS
+from .held_out import held_out_losses as held_out_losses
+from .held_out import read_windows as read_windows
+from .held_out import write_windows as write_windows
 from .hooks import reporting_hooks as reporting_hooks
-from .metrics import HALVES as HALVES
 from .metrics import METRICS as METRICS
 from .metrics import Metrics as Metrics
 from .metrics import Row as Row

@@ -11,10 +11,9 @@ from typing import Any
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_text
+from hybridnorm.train.report.held_out import HALVES
 
 METRICS = "metrics.jsonl"
-HALVES = "val_loss_choosing", "val_loss_comparing"
-"""Of the held-out text: one to choose settings by, one to compare what was chosen."""
 _NUMBERS = (
     *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
     *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte", *HALVES),

@@ -1,0 +1,70 @@
+"""The built-in studies and what they take. No torch."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+from rich.table import Table
+
+from hybridnorm.model import flops_per_token, parameter_counts
+from hybridnorm.recipe import Recipe, builtin
+from hybridnorm.study.plan import Run, load_study
+from hybridnorm.text import clock
+
+_SIZE, _PRODUCTS = 1024, 8  # of square matrices
+_SHARE = 0.3  # of the speed of such a product that a run reaches; the demo's runs reach 0.2 to 0.4
+_START = 10.0  # seconds of a run before its first step
+
+
+def list_studies() -> Table:
+    """Every built-in study with its runs, tokens, parameters and the time it takes here, about."""
+    table = Table(box=None)
+    for heading in ("study", "runs", "tokens per run", "parameters", "time here", "title"):
+        words = heading in ("study", "title")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words)
+    speed = _product_speed()
+    for name in sorted(builtin("studies")):
+        study = load_study(name)
+        tokens = [_tokens(run.recipe) for run in study.runs]
+        parameters = [_parameters(run) for run in study.runs]
+        seconds = sum(_seconds(run.recipe, speed) for run in study.runs)
+        more = "+" if study.floor or study.extend else ""
+        counts = (f"{len(study.runs)}{more}", _span(tokens), _span(parameters))
+        table.add_row(name, *counts, f"{clock(seconds)}{more}", study.title)
+    table.caption = "time here: on this machine's CPU; +: and what `floor` or `extend` adds"
+    table.caption_justify = "left"
+    return table
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = (f"{number / 1e6:.2f}M" for number in (min(numbers), max(numbers)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _tokens(recipe: Recipe) -> int:
+    return recipe.train.steps * recipe.train.batch_size * recipe.train.seq_len
+
+
+def _with_vocabulary(recipe: Recipe) -> Recipe:
+    """The recipe as it will be once its tokenizer is trained."""
+    size = recipe.model.vocab_size or recipe.data.tokenizer_vocab_size
+    return replace(recipe, model=replace(recipe.model, vocab_size=size))
+
+
+def _parameters(run: Run) -> int:
+    return parameter_counts(_with_vocabulary(run.recipe).model, run.placement).total
+
+
+def _seconds(recipe: Recipe, speed: float) -> float:
+    per_token = flops_per_token(_with_vocabulary(recipe).model, recipe.train.seq_len)
+    return _START + _tokens(recipe) * per_token / (_SHARE * speed)
+
+
+def _product_speed() -> float:
+    """FLOP/s of a large matrix product in float32 on this machine's CPU."""
+    square = np.ones((_SIZE, _SIZE), dtype=np.float32)
+    square @ square
+    start = time.perf_counter()
+    for _ in range(_PRODUCTS):
+        square @ square
+    return _PRODUCTS * 2 * _SIZE**3 / (time.perf_counter() - start)
