@@ -133,7 +133,7 @@ def test_settings_are_chosen_on_one_half_of_the_held_out_text_and_compared_on_th
 
 def test_reading_a_study_needs_no_torch() -> None:
     code = (
-        "import sys; from hybridnorm.study import plan, report, results; "
+        "import sys; from hybridnorm.study import listing, plan, report, results; "
         "plan.load_study('demo'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

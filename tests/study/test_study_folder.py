@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_the_last_report(path: Path, tmp_path: Path) -> None:
     study, folder = load_study(path), tmp_path / "out"
     write_results(study, folder, read_results(study, folder))
     before = content(folder)
-    with full_disk(), pytest.raises(HybridNormError, match=r"svg: cannot write: .*; make room"):
+    with full_disk(), pytest.raises(HybridNormError, match=r"csv: cannot write: .*; make room"):
         write_results(study, folder, read_results(study, folder))
     assert content(folder) == before
 

@@ -16,12 +16,13 @@ from processes import children, hangup, is_alive, linux, wait_for_end
 from runs import last_step
 from studies import MINI
 
+TIMES = "seconds", "tokens_per_second"
 ENDLESS = ("--train.steps", "1000000", "--train.eval-every", "1000000")
 
 
-def study_file(folder: Path, corpus: Path, grid: str) -> Path:
+def study_file(folder: Path, corpus: Path, grid: str, head: str = "") -> Path:
     path = folder / "mini.toml"
-    path.write_text(MINI.format(corpus=corpus) + f"[grid]\n{grid}")
+    path.write_text(head + MINI.format(corpus=corpus) + f"[grid]\n{grid}")
     return path
 
 
@@ -119,3 +120,39 @@ def test_a_study_runs_skips_what_is_done_and_survives_a_crash(
     assert stamps == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/metrics.jsonl")}
     other = cli("study", path, "--dir", folder, "--optimizer.lr", "1e-2")
     assert other.returncode == 1 and "another recipe; name another --dir" in other.stderr
+
+
+def results(folder: Path) -> list[dict[str, str]]:
+    """results.csv without what depends on the clock."""
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+@linux
+@pytest.mark.slow
+def test_whatever_is_killed_and_whenever_the_results_are_the_same(
+    cli: Cli, corpus: Path, tmp_path: Path
+) -> None:
+    grid = 'model.placement = ["pre-norm"]\noptimizer.lr = [2e-3, 4e-3]'
+    path = study_file(tmp_path, corpus, grid, "extend = true\nfloor = true\n")
+    options = "--train.steps", "60", "--train.checkpoint-every", "10", "--train.dtype", "fp32"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli("study", path, "--dir", whole, "--jobs", "2", *options).returncode == 0
+    for runs, whom in (
+        ("pre-norm-lr0.002", "study"),
+        ("pre-norm-lr0.004", "run"),
+        ("floor-*", "study"),
+        ("floor-*", "run"),
+    ):
+        study = start(path, killed, *options)
+        while not any(map(last_step, killed.glob(f"runs/{runs}"))) or not children(study.pid):
+            assert study.poll() is None
+            time.sleep(0.01)
+        os.kill(study.pid if whom == "study" else children(study.pid)[0], signal.SIGKILL)
+        study.wait(timeout=120)
+    assert cli("study", path, "--dir", killed, "--jobs", "2", *options).returncode == 0
+    assert results(killed) == results(whole)
+    parts = {row["part"] for row in results(whole)}
+    assert parts == {"grid", "extension", "floor"}
+    assert cli("study", "report", killed).returncode == 0
+    assert results(killed) == results(whole)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from hybridnorm.data import Mixture, open_data
@@ -16,7 +17,7 @@ from hybridnorm.train.report import read_metrics, read_windows
 def test_windows_are_kept_and_their_means_are_what_the_run_reports(trained: Path) -> None:
     recipe = load_recipe(trained / "recipe.toml")
     model = load_trained(trained, "last").model
-    held_out = Mixture(open_data(recipe.data), "validation")
+    held_out = Mixture(open_data(recipe.data, console=Console(quiet=True)), "validation")
     ids, targets = map(torch.from_numpy, held_out.windows(recipe.train.seq_len, 8))
     with torch.no_grad():
         each = cross_entropy(model(ids).transpose(1, 2), targets, reduction="none").mean(1)
