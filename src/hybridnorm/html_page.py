@@ -7,20 +7,21 @@ from urllib.parse import quote
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.55 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { max-width: 78rem; margin: 2rem auto; padding: 0 1rem; }
+p, h1, figure { max-width: 60rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .verdict { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font: .85rem/1.5 system-ui, sans-serif; white-space: nowrap; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
+th { white-space: normal; vertical-align: bottom; }
 td { font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
 td a { color: inherit; text-decoration-color: #8886; } .below { opacity: .4; }
 figure { margin: 1rem 0; background: white; border-radius: 6px; padding: .5rem; color: #333; }
 figure svg { width: 100%; height: auto; max-height: 34rem; }
 .drawings { display: flex; flex-wrap: wrap; gap: 1rem; }
-.drawings td a { color: inherit; text-decoration-color: #8886; } .below { opacity: .4; }
-figure { margin: 0; } .drawings svg { height: 27rem; width: auto; max-width: 100%; }
+.drawings figure { margin: 0; } .drawings svg { height: 27rem; width: auto; max-width: 100%; }
 code, pre { font-size: .9rem; } pre { overflow-x: auto; padding: .8rem; background: #8882; }
 """
 
