@@ -15,6 +15,7 @@ from hybridnorm.options import parse_options
 from hybridnorm.recipe import builtin, load_fields, load_recipe, split_overrides
 from hybridnorm.terminal import Screen, close_output, open_output, printable
 from hybridnorm.verbs import (
+    Advise,
     Classify,
     Diagnose,
     Evaluate,
@@ -104,6 +105,18 @@ def _study_run(argv: Sequence[str]) -> None:
 
     folder = args.dir or Path("studies") / study.name
     run_study(study, folder, jobs=args.jobs, command=shlex.join(["hybridnorm", "study", *argv]))
+
+
+def _advise(argv: Sequence[str]) -> None:
+    line = split_overrides(argv, Advise, "recipe", _is_file_or(builtin()))
+    name = line.positional or "demo"
+    default = Advise(recipe=name, config=load_fields(name))
+    args = parse_options(Advise, "advise", line.options, default)
+    from hybridnorm.study import advise
+
+    folder = args.dir or Path("studies") / f"{Path(name).stem}-advice"
+    command = shlex.join(["hybridnorm", "advise", *argv])
+    advise(name, line.overrides, folder, minutes=args.minutes, jobs=args.jobs, command=command)
 
 
 def _prepare(argv: Sequence[str]) -> None:
@@ -201,6 +214,7 @@ VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "generate": ("continue a prompt with a trained model", _generate),
     "evaluate": ("perplexity of texts, and downstream tasks through lm-eval", _evaluate),
     "study": ("compare placements, learning rates, seeds, ... with statistics", _study),
+    "advise": ("find placement and learning rate for a recipe, in a budget of time", _advise),
     "export": ("a run as a folder that Hugging Face transformers loads", _export),
     "import": ("a model from elsewhere as a run", _import),
     "inspect": ("what a run or a model folder holds", _inspect),

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from hybridnorm.data import PrepareConfig
 from hybridnorm.evaluate import EvaluateOptions
 from hybridnorm.model import SamplingConfig
-from hybridnorm.ranges import Layers, Processes, Ranged
+from hybridnorm.ranges import Layers, Processes, Range, Ranged
 from hybridnorm.recipe import RecipeFields
 
 
@@ -70,6 +70,25 @@ class StudyArgs(Ranged):
     """A built-in study or a .toml file."""
     dir: Path | None = None
     """Folder of the study. None: studies/<study>."""
+    jobs: Processes = 1
+    """Runs at a time; they share the cores."""
+    config: Annotated[RecipeFields, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advise(Ranged):
+    """Find the placement and the learning rate for a recipe, as well as the time allows.
+
+    Plans a study that takes about so long here, runs it, and recommends a recipe, with how sure
+    that is and what would change it. The same command goes on where it was stopped.
+    """
+
+    recipe: Positional[str] = "demo"
+    """A built-in recipe or a .toml file."""
+    minutes: Annotated[float, Range(above=0)] = 30.0
+    """For all runs together."""
+    dir: Path | None = None
+    """Folder of the study. None: studies/<recipe>-advice."""
     jobs: Processes = 1
     """Runs at a time; they share the cores."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]

@@ -143,6 +143,11 @@ def load_study(name_or_path: str | Path, overrides: Mapping[str, object] | None 
     return _study(Path(name_or_path), table, overrides) if overrides else study
 
 
+def study_of(path: Path, table: Mapping[str, Any]) -> Study:
+    """The study whose file is `table`, as if it were at `path`."""
+    return _study(path, table, {})
+
+
 def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]) -> Study:
     grid, common = (_fields(table.get(part, {}), part) for part in ("grid", "set"))
     apart = {"grid", "set", "baseline"}

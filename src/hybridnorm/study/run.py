@@ -29,7 +29,7 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
     """
     console = Screen()
     with alone_in(folder), _stoppable():
-        _prepare_data(study, console)
+        prepare_data(study, console)
         study = _settled(study, folder, jobs, console)
         study, results = completed(study, folder)
         claim(study, folder, command)
@@ -73,7 +73,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def _prepare_data(study: Study, console: Console) -> None:
+def prepare_data(study: Study, console: Console) -> None:
     """Once, before several processes would do it at the same time."""
     from hybridnorm.data import open_data
 
