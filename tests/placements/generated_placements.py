@@ -29,12 +29,14 @@ scales = st.builds(
 @st.composite
 def norms(draw: st.DrawFn) -> Norm:
     kind = draw(st.sampled_from(["rms", "layer", "l2", "dyt", "derf"]))
-    affine = kind in ("dyt", "derf") or draw(st.booleans())
+    pointwise = kind in ("dyt", "derf")
+    affine = "vector" if pointwise else draw(st.sampled_from(["none", "scalar", "vector"]))
+    has_gain = affine != "none"
     return Norm(
         kind=kind,
         affine=affine,
-        gain_init=replace(draw(scales), learned="none") if affine else Scale(),
-        zero_centered=affine and draw(st.booleans()),
+        gain_init=replace(draw(scales), learned="none") if has_gain else Scale(),
+        zero_centered=has_gain and draw(st.booleans()),
         eps=draw(st.none() | st.floats(1e-12, 1e-3)),
         axis=draw(st.sampled_from(["head", "full"])),
         alpha_init=draw(st.floats(0.1, 2)),

@@ -141,9 +141,10 @@ def _gain_widths(name: str, norm: Norm, config: ModelConfig, layer: int) -> list
 
 
 def _norm_size(norm: Norm | None, width: int) -> int:
-    if norm is None or not norm.affine:
+    if norm is None:
         return 0
-    return width * (1 + norm.has_bias) + {"dyt": 1, "derf": 2}.get(norm.kind, 0)
+    gain = {"none": 0, "scalar": 1, "vector": width}[norm.affine]
+    return gain * (1 + norm.has_bias) + {"dyt": 1, "derf": 2}.get(norm.kind, 0)
 
 
 def _scale_size(scale: Scale, width: int) -> int:

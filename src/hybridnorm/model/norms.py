@@ -27,11 +27,12 @@ class Norm(nn.Module):
 
     def __init__(self, config: NormSpec, dim: int, *, gain: float, eps: float) -> None:
         super().__init__()
-        self.kind = config.kind
+        self.kind, self.dim = config.kind, dim
         self.eps = eps if config.eps is None else config.eps
         self.zero_centered = config.zero_centered
         self.initial = {"weight": gain - 1.0 if config.zero_centered else gain, "bias": 0.0}
-        self.weight = nn.Parameter(torch.empty(dim)) if config.affine else None
+        size = {"none": 0, "scalar": 1, "vector": dim}[config.affine]
+        self.weight = nn.Parameter(torch.empty(size)) if size else None
         self.bias = nn.Parameter(torch.empty(dim)) if config.has_bias else None
         if config.kind in ("dyt", "derf"):
             self.initial |= {"alpha": config.alpha_init, "shift": 0.0}
@@ -49,6 +50,8 @@ class Norm(nn.Module):
         gain = None
         if self.weight is not None:
             gain = 1 + self.weight if self.zero_centered else self.weight
+            if len(gain) != self.dim:
+                gain = gain.expand(self.dim)
         if self.kind == "rms":
             return rms_norm(x, gain, self.eps)
         if self.kind == "layer":

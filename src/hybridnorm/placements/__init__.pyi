@@ -7,6 +7,7 @@ from .properties import without_effect as without_effect
 from .registry import placement as placement
 from .registry import strategies as strategies
 from .spec import HEAD_NORMS as HEAD_NORMS
+from .spec import Affine as Affine
 from .spec import AttentionSpec as AttentionSpec
 from .spec import BlockSpec as BlockSpec
 from .spec import FeedForwardSpec as FeedForwardSpec

@@ -1,7 +1,7 @@
 """TOML tables to placements and back: the one format of the built-in table and of user files.
 
 Shorthands: a norm may be its kind (`input_norm = "rms"`) or "none", a scale may be a number
-(`branch_scale = 0.22`).
+(`branch_scale = 0.22`), `affine` may be true ("vector") or false ("none").
 """
 
 from collections.abc import Mapping
@@ -52,6 +52,8 @@ def _convert(cls: type, name: str, value: object, where: str) -> object:
         return _norm(value, where)
     if name.endswith("_scale") or name == "gain_init":
         return _scale(value, where)
+    if name == "affine" and isinstance(value, bool):
+        return "vector" if value else "none"
     return from_annotation(cls, name, value, where)
 
 

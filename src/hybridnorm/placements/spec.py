@@ -21,6 +21,7 @@ from hybridnorm.ranges import NotNegative, Range, Ranged
 from hybridnorm.text import count
 
 Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
+Affine = Literal["none", "scalar", "vector"]
 Axis = Literal["head", "full"]
 Skip = Literal["raw", "normed", "block_input", "raw+block_input"]
 Learned = Literal["none", "scalar", "channel"]
@@ -78,10 +79,13 @@ HEAD_NORMS = ("q_norm", "k_norm", "v_norm", "context_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Ranged):
-    """A normalization. `eps` None takes the model's; `axis` matters only inside attention."""
+    """A normalization. `eps` None takes the model's; `axis` matters only inside attention.
+
+    `affine` is what it is multiplied by: nothing, one learned number, or one per channel.
+    """
 
     kind: Kind = "rms"
-    affine: bool = True
+    affine: Affine = "vector"
     gain_init: Scale = ONE
     zero_centered: bool = False
     eps: NotNegative | None = None
@@ -90,19 +94,20 @@ class Norm(Ranged):
 
     @property
     def has_bias(self) -> bool:
-        return self.affine and self.kind in ("layer", "dyt", "derf")
+        return self.affine == "vector" and self.kind in ("layer", "dyt", "derf")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("kind", self.kind, get_args(Kind))
+        check_choice("affine", self.affine, get_args(Affine))
         check_choice("axis", self.axis, get_args(Axis))
         if self.gain_init.learned != "none":
             raise HybridNormError(
                 "gain_init: a gain is learned already; set only its initial value"
             )
-        if not self.affine and (self.zero_centered or not self.gain_init.is_one):
+        if self.affine == "none" and (self.zero_centered or not self.gain_init.is_one):
             raise HybridNormError("affine: a norm without a gain has no gain_init or zero_centered")
-        if self.kind in ("dyt", "derf") and not self.affine:
+        if self.kind in ("dyt", "derf") and self.affine != "vector":
             raise HybridNormError(f"affine: {self.kind} always has its gain and bias")
 
 

@@ -155,7 +155,7 @@ def _norms(where: str, one: Norm, other: Norm) -> Iterator[tuple[float, str]]:
     if where.split(".")[1] in HEAD_NORMS and one.axis != other.axis:
         yield 0.5, f"{where}: {one.axis} here, {other.axis} there"
     if one.affine != other.affine:
-        yield 0.25, f"{where}: {'a' if one.affine else 'no'} gain here"
+        yield 0.25, f"{where}: gain {one.affine} here, {other.affine} there"
     if one.zero_centered != other.zero_centered:
         yield 0.25, f"{where}: {'1 + γ' if one.zero_centered else 'a plain gain'} here"
 

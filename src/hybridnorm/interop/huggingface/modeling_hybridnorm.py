@@ -66,8 +66,9 @@ class HybridNormNorm(HybridNormGains):
         super().__init__()
         self.kind, self.eps, self.zero_centered = spec["kind"], spec["eps"], spec["zero_centered"]
         squashes = self.kind in ("dyt", "derf")
-        self.learn("weight", dim, spec["gain_init"] - self.zero_centered, spec["affine"])
-        self.learn("bias", dim, 0.0, spec["affine"] and (squashes or self.kind == "layer"))
+        affine, gain = spec["affine"], spec["gain_init"] - self.zero_centered
+        self.learn("weight", 1 if affine == "scalar" else dim, gain, bool(affine))
+        self.learn("bias", dim, 0.0, affine is True and (squashes or self.kind == "layer"))
         self.learn("alpha", 1, spec["alpha_init"], squashes)
         self.learn("shift", 1, 0.0, self.kind == "derf")
 

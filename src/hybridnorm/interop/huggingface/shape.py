@@ -171,7 +171,7 @@ def _resolver(layer: int, config: ModelConfig) -> Callable[[Any], Any]:
             return {
                 "kind": field.kind,
                 "axis": field.axis,
-                "affine": field.affine,
+                "affine": {"none": False, "vector": True}.get(field.affine, field.affine),
                 "zero_centered": field.zero_centered,
                 "eps": config.norm_eps if field.eps is None else field.eps,
                 "gain_init": number(field.gain_init),

@@ -59,7 +59,8 @@ def norm_notes(norm: Norm, site: str) -> list[str]:
     norm = relevant(norm, site)
     notes = {
         "full width": norm.axis == "full",
-        "no gain": not norm.affine and norm.kind != "l2",
+        "no gain": norm.affine == "none" and norm.kind != "l2",
+        "one gain": norm.affine == "scalar",
         "gain 1 + γ": norm.zero_centered,
         f"gain starts at {scale_text(norm.gain_init)}": not norm.gain_init.is_one,
         f"eps {norm.eps}".replace("e-0", "e-"): norm.eps is not None,
