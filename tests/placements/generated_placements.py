@@ -6,12 +6,11 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.placements import Placement
+from hybridnorm.placements import Override, Placement
 from hybridnorm.placements.spec import (
     AttentionSpec,
     FeedForwardSpec,
     Norm,
-    Override,
     Scale,
     Sublayer,
 )
@@ -82,6 +81,8 @@ def placements(draw: st.DrawFn) -> Placement:
             embed_norm=draw(st.none() | norms()),
             embed_scale=replace(draw(scales), layer_power=0.0),
             final_norm=draw(st.none() | norms()),
+            topology=draw(st.sampled_from(["sequential", "parallel"])),
+            shared_norm=draw(st.none() | norms()),
         )
     except HybridNormError:
         assume(False)

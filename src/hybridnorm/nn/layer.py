@@ -90,6 +90,8 @@ class Layer(nn.Module):
             HybridNormError: `layer` is not one of `n_layers`.
         """
         spec, build = self.plan.at(layer, n_layers)
+        self.is_parallel = spec.topology == "parallel"
+        self.shared_norm = build.norm(spec.shared_norm)
         for name in (*self.attentions, "feed_forward"):
             branch = self._branch(name)
             sublayer = spec.feed_forward if name == "feed_forward" else spec.attention

@@ -1,5 +1,7 @@
 from .equivalence import equivalents as equivalents
 from .equivalence import same_function_class as same_function_class
+from .override import Override as Override
+from .override import Patch as Patch
 from .parse import placement_from_dict as placement_from_dict
 from .parse import placement_to_dict as placement_to_dict
 from .properties import stream_norms as stream_norms
@@ -13,8 +15,6 @@ from .spec import BlockSpec as BlockSpec
 from .spec import FeedForwardSpec as FeedForwardSpec
 from .spec import Init as Init
 from .spec import Norm as Norm
-from .spec import Override as Override
-from .spec import Patch as Patch
 from .spec import Placement as Placement
 from .spec import Scale as Scale
 from .spec import Sublayer as Sublayer

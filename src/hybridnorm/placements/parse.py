@@ -9,13 +9,12 @@ from dataclasses import MISSING, fields
 from typing import Any, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.placements.override import Override, Patch
 from hybridnorm.placements.spec import (
     AttentionSpec,
     FeedForwardSpec,
     Kind,
     Norm,
-    Override,
-    Patch,
     Placement,
     Scale,
     Sublayer,

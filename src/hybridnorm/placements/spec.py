@@ -8,22 +8,25 @@ at the entry of its block:
     r  = {raw: x, normed: n, block_input: x_block, raw+block_input: x + x_block}[skip]
     x' = post_norm(skip_scale * r + branch_scale * b)    # or the bare sum
 
+In a parallel block (`topology`) both branches read x_block, or shared_norm(x_block), in place of x
+in the first line.
+
 Everything here is immutable, validated when built, and free of torch.
 """
 
 import math
-import re
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, TypeVar, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.placements.override import Override, Patch
 from hybridnorm.ranges import NotNegative, Range, Ranged
-from hybridnorm.text import count
 
 Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
 Affine = Literal["none", "scalar", "vector"]
 Axis = Literal["head", "full"]
 Skip = Literal["raw", "normed", "block_input", "raw+block_input"]
+Topology = Literal["sequential", "parallel"]
 Learned = Literal["none", "scalar", "channel"]
 Init = Literal["normal", "depth-scaled", "megatron", "deepnorm", "subln", "tiny"]
 
@@ -153,67 +156,30 @@ class FeedForwardSpec(Sublayer):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """What one block does: its attention sublayer, then its feed-forward sublayer."""
+    """What one block does: its attention sublayer, then its feed-forward sublayer.
+
+    In a parallel one both read the block's input, through `shared_norm` where there is one.
+    """
 
     attention: AttentionSpec
     feed_forward: FeedForwardSpec
-
-
-Patch = tuple[tuple[str, object], ...]
-_Spec = TypeVar("_Spec", AttentionSpec, FeedForwardSpec)
-_SELECTOR = re.compile(
-    r"(?P<edge>first|last)(?: (?P<count>[1-9]\d*)| (?P<percent>\d+(?:\.\d+)?)%)?"
-    r"|every (?P<period>[1-9]\d*)"
-    r"|blocks (?P<listed>[1-9]\d*(?:, ?[1-9]\d*)*)",
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Override:
-    """Fields replaced in the blocks that `layers` selects.
-
-    `layers`: "first", "first 3", "first 25%" (rounded down), "last", "last 2", "every 4"
-    (blocks 4, 8, ...), "blocks 2, 5". Blocks are counted from 1, over the whole model.
-    """
-
-    layers: str
-    attention: Patch = ()
-    feed_forward: Patch = ()
+    topology: Topology = "sequential"
+    shared_norm: Norm | None = None
 
     def __post_init__(self) -> None:
-        match = _SELECTOR.fullmatch(self.layers)
-        if match is None or float(match["percent"] or 0) > 100:
+        check_choice("topology", self.topology, get_args(Topology))
+        if self.topology == "parallel" and self.feed_forward.skip != "raw":
             raise HybridNormError(
-                f"layers: cannot read {self.layers!r}; write first, first 3, first 25%, "
-                "last, last 2, every 4 or blocks 2, 5"
+                "feed_forward.skip: only 'raw' keeps what attention adds to a parallel block"
             )
-        for name in ("attention", "feed_forward"):
-            # The order of a patch means nothing, so equal patches should compare equal.
-            patch = sorted(getattr(self, name), key=lambda item: item[0])
-            object.__setattr__(self, name, tuple(patch))
+        if self.topology == "sequential" and self.shared_norm:
+            raise HybridNormError(
+                "shared_norm: the branches of a sequential block read different streams; set "
+                'topology = "parallel"'
+            )
 
-    def selects(self, layer: int, n_layers: int) -> bool:
-        match = _SELECTOR.fullmatch(self.layers)
-        assert match is not None
-        if match["listed"]:
-            return layer + 1 in map(int, match["listed"].split(","))
-        if match["period"]:
-            return (layer + 1) % int(match["period"]) == 0
-        n_selected = int(match["count"] or 1)
-        if match["percent"]:
-            n_selected = int(float(match["percent"]) / 100 * n_layers + 1e-9)
-        return layer < n_selected if match["edge"] == "first" else layer >= n_layers - n_selected
 
-    def missing(self, n_layers: int) -> str:
-        """What `layers` names that a model of `n_layers` blocks has not; "" where nothing."""
-        listed = re.findall(r"\d+", self.layers) if self.layers.startswith("blocks") else []
-        beyond = [number for number in listed if int(number) > n_layers]
-        if beyond:
-            return f"there is no block {', '.join(beyond)} among {n_layers}"
-        if not any(self.selects(layer, n_layers) for layer in range(n_layers)):
-            return f"{self.layers!r} selects none of {count(n_layers, 'block')}"
-        return ""
+_Spec = TypeVar("_Spec", AttentionSpec, FeedForwardSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +199,8 @@ class Placement:
     embed_norm: Norm | None = None
     embed_scale: Scale = ONE
     final_norm: Norm | None = Norm()
+    topology: Topology = "sequential"
+    shared_norm: Norm | None = None
     init: Init = "normal"
     source: str = ""
     note: str = ""
@@ -245,9 +213,12 @@ class Placement:
                 "embed_scale.layer_power: the embedding is in no block; remove it"
             )
         # A broken override must fail when the placement is read, not when the model is built.
+        self._block(self.attention, self.feed_forward)
         for i, override in enumerate(self.overrides):
-            _patched(self.attention, override.attention, f"overrides[{i}].attention")
-            _patched(self.feed_forward, override.feed_forward, f"overrides[{i}].feed_forward")
+            self._block(
+                _patched(self.attention, override.attention, f"overrides[{i}].attention"),
+                _patched(self.feed_forward, override.feed_forward, f"overrides[{i}].feed_forward"),
+            )
 
     def block(self, layer: int, n_layers: int) -> BlockSpec:
         """The spec of block `layer` (from 0) of `n_layers`, overrides applied in order.
@@ -263,7 +234,15 @@ class Placement:
                 where = f"overrides: in block {layer + 1} of {n_layers}, "
                 attention = _patched(attention, override.attention, f"{where}attention")
                 feed_forward = _patched(feed_forward, override.feed_forward, f"{where}feed_forward")
-        return BlockSpec(attention=attention, feed_forward=feed_forward)
+        return self._block(attention, feed_forward)
+
+    def _block(self, attention: AttentionSpec, feed_forward: FeedForwardSpec) -> BlockSpec:
+        return BlockSpec(
+            attention=attention,
+            feed_forward=feed_forward,
+            topology=self.topology,
+            shared_norm=self.shared_norm,
+        )
 
     def final(self, n_layers: int) -> Norm | None:
         """The norm before the head: a last sublayer that ends in a post-norm needs no second one.

@@ -8,9 +8,10 @@ the stream at the block's entry:
     r  = {raw: x, normed: n, block_input: x_block, raw+block_input: x + x_block}[skip]
     x' = post_norm(skip_scale * r + branch_scale * b)    # or the bare sum
 
-`config.placement` holds these fields for each kind of block. Beside them, attention has q_norm,
-k_norm, v_norm (before the rotary embedding and the cache) and context_norm (before o_proj), and
-the feed-forward network has mid_norm (on its hidden activation). What is null is absent.
+In a parallel block both sublayers read x_block, or shared_norm(x_block), in place of x in the
+first line. `config.placement` holds these fields for each kind of block. Beside them, attention has
+q_norm, k_norm, v_norm (before the rotary embedding and the cache) and context_norm (before o_proj),
+and the feed-forward network has mid_norm (on its hidden activation). What is null is absent.
 """
 
 import inspect
@@ -138,12 +139,10 @@ class HybridNormResidual(nn.Module):
     def __init__(self, spec: Spec, dim: int) -> None:
         super().__init__()
         self.skip = spec["skip"]
-        self.input_norm = build(spec["input_norm"], dim)
-        self.input_scale = build(spec["input_scale"], dim)
-        self.output_norm = build(spec["output_norm"], dim)
-        self.skip_scale = build(spec["skip_scale"], dim)
-        self.branch_scale = build(spec["branch_scale"], dim)
-        self.post_norm = build(spec["post_norm"], dim)
+        norms = (build(spec[f"{place}_norm"], dim) for place in ("input", "output", "post"))
+        self.input_norm, self.output_norm, self.post_norm = norms
+        scales = (build(spec[f"{place}_scale"], dim) for place in ("input", "skip", "branch"))
+        self.input_scale, self.skip_scale, self.branch_scale = scales
 
     def forward(self, branch: Tensor, stream: Tensor, normed: Tensor, entry: Tensor) -> Tensor:
         """The stream after a sublayer that read `input_scale(normed)` and gave `branch`."""
@@ -275,6 +274,8 @@ class HybridNormDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: HybridNormConfig, layer_idx: int) -> None:
         super().__init__()
         spec = config.placement["kinds"][config.placement["layers"][layer_idx]]
+        self.is_parallel = spec.get("parallel", False)
+        self.shared_norm = build(spec.get("shared_norm"), config.hidden_size)
         self.attention_residual = HybridNormResidual(spec["attention"], config.hidden_size)
         self.self_attn = HybridNormAttention(config, spec["attention"], layer_idx)
         self.feed_forward_residual = HybridNormResidual(spec["feed_forward"], config.hidden_size)
@@ -284,12 +285,13 @@ class HybridNormDecoderLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         around = self.attention_residual
         entry = stream = hidden_states
-        normed = around.input_norm(stream)
+        read = self.shared_norm(stream)
+        normed = around.input_norm(read)
         branch, _ = self.self_attn(around.input_scale(normed), **kwargs)
         stream = around(branch, stream, normed, entry)
 
         around = self.feed_forward_residual
-        normed = around.input_norm(stream)
+        normed = around.input_norm(read if self.is_parallel else stream)
         branch = self.mlp(around.input_scale(normed))
         return around(branch, stream, normed, entry)
 
@@ -431,10 +433,8 @@ class HybridNormForCausalLM(HybridNormPreTrainedModel, GenerationMixin):
 
     def _router_loss(self, router_logits: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
         """Load balance (1 if balanced) and z-loss, weighted, means over the layers."""
-        config, logits = (
-            self.config,
-            torch.stack(router_logits).float(),
-        )  # (layers, tokens, experts)
+        config = self.config
+        logits = torch.stack(router_logits).float()  # (layers, tokens, experts)
         if mask is not None and mask.dim() == 2:
             logits = logits[:, mask.flatten().bool()]
         probabilities = logits.softmax(-1)

@@ -142,6 +142,8 @@ def resolve(placement: Placement, config: ModelConfig) -> dict[str, Any]:
             "feed_forward": _sublayer(block.feed_forward, value),
             "experts": config.has_experts(layer),
         }
+        if block.topology == "parallel":
+            kind |= {"parallel": True, "shared_norm": value(block.shared_norm)}
         if kind not in kinds:
             kinds.append(kind)
         layers.append(kinds.index(kind))

@@ -129,6 +129,8 @@ def _misfits(stock: Stock, config: ModelConfig, placement: Placement) -> Iterato
         yield f"{_NO_PLACE} embed_norm"
     if not placement.embed_scale.is_one:
         yield f"{_NO_PLACE} embed_scale"
+    if placement.topology != "sequential":
+        yield f"{_NO_PLACE} topology {placement.topology}"
     wanted = stock.placement.block(0, 1)
     for layer in range(config.n_layers):
         found = placement.block(layer, config.n_layers)

@@ -98,6 +98,8 @@ def _source(model: Transformer, name: str, norms: StockNames) -> Source:
         return Source(f"{_OUTSIDE[module]}.{parameter}")
     _, layer, sublayer, part, *rest = name.split(".")
     where = f"model.layers.{layer}"
+    if sublayer not in _BRANCH:  # a norm of the block
+        return Source(f"{where}.{sublayer}.{part}")
     if part != "branch":
         stock = norms.get(f"{sublayer}.{part}", f"{sublayer}_residual.{part}")
         return Source(f"{where}.{stock}.{parameter}")

@@ -8,6 +8,7 @@ from hybridnorm.placements.show.canvas import NOTE_SIZE, Canvas, text_width
 from hybridnorm.placements.show.symbols import Symbols, norm_notes
 from hybridnorm.placements.spec import (
     AttentionSpec,
+    BlockSpec,
     FeedForwardSpec,
     Norm,
     Placement,
@@ -30,7 +31,7 @@ class Part:
     width: float = 0.0
     paint: Callable[[Canvas, float, float], None] = lambda canvas, x, bottom: None
     role: str = ""
-    """What skips look for: raw, normed, sum."""
+    """What skips look for: raw, normed, entry, read, sum."""
     has_head: bool = True
     """Whether the line that enters it ends in an arrow head."""
     bottom: float = 0.0
@@ -47,12 +48,17 @@ class Part:
 _SPACE = Part(role="space")
 
 
-def sublayer(spec: Sublayer, symbols: Symbols) -> list[Part]:
+def sublayer(block: BlockSpec, spec: Sublayer, symbols: Symbols) -> list[Part]:
     """The parts of a sublayer in the order of the stream."""
     # Attention comes first in its block, so the block's input is the stream it reads.
-    is_raw = spec.skip != "normed" if isinstance(spec, AttentionSpec) else "raw" in spec.skip
+    is_first = isinstance(spec, AttentionSpec)
+    is_raw = spec.skip != "normed" if is_first else "raw" in spec.skip
+    is_parallel = block.topology == "parallel"
     parts = [
         Part(role="raw") if is_raw else None,
+        _norm(block.shared_norm) if is_first else None,
+        Part(role="entry") if is_first and reads_entry(block) else None,
+        Part(role="read") if is_parallel and not is_first else None,
         _norm(spec.input_norm),
         Part(role="normed") if spec.skip == "normed" else None,
         _factor(spec.input_scale, symbols),
@@ -63,6 +69,11 @@ def sublayer(spec: Sublayer, symbols: Symbols) -> list[Part]:
         _norm(spec.post_norm),
     ]
     return [part for part in parts if part]
+
+
+def reads_entry(block: BlockSpec) -> bool:
+    """Whether the feed-forward half reads the block's input: in its sum, or in its branch."""
+    return block.topology == "parallel" or "block_input" in block.feed_forward.skip
 
 
 def entry(placement: Placement, symbols: Symbols) -> list[Part]:

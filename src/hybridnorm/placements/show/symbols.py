@@ -114,7 +114,8 @@ class Symbols:
         self.groups = distinct_blocks(placement, n_layers)
         self._n_layers = n_layers
         sublayers = [s for g in self.groups for s in (g.spec.attention, g.spec.feed_forward)]
-        sites = [pair for spec in sublayers for pair in norms_of(spec).items()]
+        specs = [g.spec for g in self.groups] + sublayers
+        sites = [pair for spec in specs for pair in norms_of(spec).items()]
         ends = {"embed_norm": placement.embed_norm, "final_norm": placement.final(n_layers)}
         sites += [(site, norm) for site, norm in ends.items() if norm]
         scales = [placement.embed_scale, *(s for spec in sublayers for s in spec.scales.values())]

@@ -137,6 +137,8 @@ class _Passes:
         """Of one block that is not checkpointed."""
         sublayers = (spec.attention, spec.feed_forward)
         per_token = sum(self._sublayer(sublayer, layer) for sublayer in sublayers)
+        if spec.shared_norm:
+            per_token += self._norm(spec.shared_norm, self.config.d_model)
         matrices = block_matrices(self.config, layer) // self.tensor
         return self.tokens * per_token + self._cast(matrices + expert_matrices(self.config, layer))
 
