@@ -26,7 +26,7 @@ scales = st.builds(
 
 
 @st.composite
-def norms(draw: st.DrawFn) -> Norm:
+def norms(draw: st.DrawFn, gates: tuple[int, ...] = (0,)) -> Norm:
     kind = draw(st.sampled_from(["rms", "layer", "l2", "dyt", "derf"]))
     pointwise = kind in ("dyt", "derf")
     affine = "vector" if pointwise else draw(st.sampled_from(["none", "scalar", "vector"]))
@@ -39,16 +39,20 @@ def norms(draw: st.DrawFn) -> Norm:
         eps=draw(st.none() | st.floats(1e-12, 1e-3)),
         axis=draw(st.sampled_from(["head", "full"])),
         alpha_init=draw(st.floats(0.1, 2)),
+        gate=draw(st.sampled_from(gates)),
     )
+
+
+_AROUND = ("input_norm", "output_norm", "post_norm")
 
 
 def fields(*norm_names: str) -> st.SearchStrategy[dict[str, object]]:
     """Some fields of a sublayer."""
-    norm_fields = ("input_norm", "output_norm", "post_norm", *norm_names)
     return st.fixed_dictionaries(
         {},
         optional={
-            **dict.fromkeys(norm_fields, st.none() | norms()),
+            **dict.fromkeys(_AROUND, st.none() | norms((0, 4))),
+            **dict.fromkeys(norm_names, st.none() | norms()),
             **dict.fromkeys(("input_scale", "skip_scale", "branch_scale"), scales),
             "skip": st.sampled_from(["raw", "normed", "block_input", "raw+block_input"]),
         },
@@ -72,6 +76,7 @@ def placements(draw: st.DrawFn) -> Placement:
         attention=attention_fields.map(lambda values: tuple(values.items())),
         feed_forward=feed_forward_fields.map(lambda values: tuple(values.items())),
     )
+    topology = draw(st.sampled_from(["sequential", "parallel"]))
     try:
         return Placement(
             name="generated",
@@ -81,8 +86,8 @@ def placements(draw: st.DrawFn) -> Placement:
             embed_norm=draw(st.none() | norms()),
             embed_scale=replace(draw(scales), layer_power=0.0),
             final_norm=draw(st.none() | norms()),
-            topology=draw(st.sampled_from(["sequential", "parallel"])),
-            shared_norm=draw(st.none() | norms()),
+            topology=topology,
+            shared_norm=draw(st.none() | norms()) if topology == "parallel" else None,
         )
     except HybridNormError:
         assume(False)

@@ -195,7 +195,7 @@ def test_the_equations_are_what_the_model_computes(name: str) -> None:
         attention, feed_forward = [
             line for line in sections[group.title] if line.startswith(("y = ", "x' = "))
         ]
-        names["n"] = rms(x)
+        names |= {"n": rms(x), "GN": lambda x: rms(x) / 2}  # gates start half open
         names["y"] = eval(as_python(attention), names)
         expected = eval(as_python(feed_forward), names)
         stream, _ = block(x, angles)

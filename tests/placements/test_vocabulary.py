@@ -10,8 +10,8 @@ from hypothesis import given
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.placements import Placement, placement, strategies
-from hybridnorm.placements.parse import placement_from_dict, placement_to_dict
 from hybridnorm.placements.override import Override
+from hybridnorm.placements.parse import placement_from_dict, placement_to_dict
 from hybridnorm.placements.spec import FeedForwardSpec, Norm, Scale
 
 REFUSED = {
@@ -45,6 +45,9 @@ REFUSED = {
         {"final_norm": {"affine": False, "zero_centered": True}},
         "without a gain has no gain_init",
     ),
+    "attention.output_gate": ({"attention": {"output_gate": "heads"}}, "did you mean 'head'"),
+    "attention.q_norm.gate": ({"attention": {"q_norm": {"gate": 4}}}, "only the norms around"),
+    "final_norm.gate": ({"final_norm": {"gate": 4}}, "only the norms around"),
     "topology": ({"topology": "paralel"}, "did you mean 'parallel'"),
     "shared_norm": ({"shared_norm": "rms"}, 'set topology = "parallel"'),
     "feed_forward.skip ": (

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.placements import HEAD_NORMS, Norm, Placement, Scale, Sublayer, norms_of
+from hybridnorm.placements import (
+    HEAD_NORMS,
+    BlockSpec,
+    Norm,
+    Placement,
+    Scale,
+    Sublayer,
+    norms_of,
+    registry,
+)
 
 
 @dataclass(frozen=True)
@@ -60,26 +69,35 @@ def parameter_counts(config: ModelConfig, placement: Placement) -> ParameterCoun
     return ParameterCounts(
         embedding=embedding,
         head=0 if config.tie_embeddings else embedding,
-        matrices=sum(block_matrices(config, layer) for layer in range(n_layers)),
+        matrices=sum(block_matrices(config, placement, layer) for layer in range(n_layers)),
         experts=sum(expert_matrices(config, layer) for layer in range(n_layers)),
         active_experts=_active_experts(config),
         vectors=vectors,
     )
 
 
-def block_matrices(config: ModelConfig, layer: int) -> int:
+def block_matrices(config: ModelConfig, placement: Placement, layer: int) -> int:
     """Elements of the matrices of block `layer` that every token uses.
 
-    Attention has q, k, v, o; a feed-forward network (or the shared experts, as one) two or, gated,
-    three; experts have a router.
+    Attention has q, k, v, o and perhaps a gate; a gated norm has two; a feed-forward network (or
+    the shared experts, as one) two or, gated, three; experts have a router.
     """
     d_model, kv_width = config.d_model, config.kv_heads * config.head_dim
     attention = d_model * (2 * d_model + 2 * kv_width)
+    attention += d_model * sum(gate_features(placement.block(layer, config.n_layers), config))
     if config.has_experts(layer):
         shared = 3 * config.n_shared_experts * config.expert_width
         return attention + d_model * (config.n_experts + shared)
     n_matrices = 3 if config.activation == "swiglu" else 2
     return attention + n_matrices * d_model * config.d_ff
+
+
+def gate_features(block: BlockSpec, config: ModelConfig) -> tuple[int, int]:
+    """What the gates of a block make of a token: features of attention's, 2 x ranks of norms'."""
+    output = {"none": 0, "head": config.n_heads, "element": config.d_model}
+    specs = (block, block.attention, block.feed_forward)
+    ranks = sum(norm.gate for spec in specs for norm in norms_of(spec).values())
+    return output[block.attention.output_gate], 2 * ranks
 
 
 def expert_matrices(config: ModelConfig, layer: int) -> int:
@@ -92,7 +110,7 @@ def _active_experts(config: ModelConfig) -> int:
     return everything * config.top_k // max(1, config.n_experts)
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> int:
+def flops_per_token(config: ModelConfig, seq_len: int, placement: Placement | None = None) -> int:
     """FLOPs of training on one token of a sequence of `seq_len`: forward and backward pass.
 
     The convention of model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B): matrix products
@@ -101,11 +119,15 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     sequence (a causal kernel does half of that); the head counts, the embedding lookup and the
     rows that pad the vocabulary do not.
 
+    Args:
+        placement: an explicit placement, instead of the one `config` names.
+
     Raises:
         HybridNormError: no vocabulary size.
     """
+    placement = placement or registry.placement(config.placement)
     vocab_size = config.vocab_size or config.padded_vocab_size  # which raises: there is none
-    products = sum(block_matrices(config, layer) for layer in range(config.n_layers))
+    products = sum(block_matrices(config, placement, layer) for layer in range(config.n_layers))
     products += _active_experts(config) + config.d_model * vocab_size
     attention = config.n_layers * 2 * seq_len * config.d_model
     return 3 * 2 * (products + attention)

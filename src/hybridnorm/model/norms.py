@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridnorm.model.kernels import at_least_float32, rms_norm
+from hybridnorm.model.linear import Linear
 from hybridnorm.placements import Norm as NormSpec
 from hybridnorm.placements import Scale as ScaleSpec
 
@@ -34,6 +35,9 @@ class Norm(nn.Module):
         size = {"none": 0, "scalar": 1, "vector": dim}[config.affine]
         self.weight = nn.Parameter(torch.empty(size)) if size else None
         self.bias = nn.Parameter(torch.empty(dim)) if config.has_bias else None
+        rank = config.gate
+        self.gate_down = Linear(dim, rank) if rank else None
+        self.gate_up = Linear(rank, dim) if rank else None
         if config.kind in ("dyt", "derf"):
             self.initial |= {"alpha": config.alpha_init, "shift": 0.0}
             self.alpha = nn.Parameter(torch.empty(1))
@@ -47,6 +51,12 @@ class Norm(nn.Module):
             parameter.fill_(self.initial[name])
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._affine(x)
+        if self.gate_down is None or self.gate_up is None:
+            return y
+        return y * torch.sigmoid(self.gate_up(F.silu(self.gate_down(y))))
+
+    def _affine(self, x: Tensor) -> Tensor:
         gain = None
         if self.weight is not None:
             gain = 1 + self.weight if self.zero_centered else self.weight

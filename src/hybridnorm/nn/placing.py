@@ -69,6 +69,9 @@ class Plan(Ranged):
             if isinstance(part, Norm | Scale):
                 part.reset_parameters()
                 part.to(like.device, like.dtype)
+            if isinstance(part, Norm) and part.gate_down and part.gate_up:
+                nn.init.xavier_uniform_(part.gate_down.weight)
+                nn.init.zeros_(part.gate_up.weight)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .spec import BlockSpec as BlockSpec
 from .spec import FeedForwardSpec as FeedForwardSpec
 from .spec import Init as Init
 from .spec import Norm as Norm
+from .spec import OutputGate as OutputGate
 from .spec import Placement as Placement
 from .spec import Scale as Scale
 from .spec import Sublayer as Sublayer

@@ -25,6 +25,7 @@ from hybridnorm.ranges import NotNegative, Range, Ranged
 Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
 Affine = Literal["none", "scalar", "vector"]
 Axis = Literal["head", "full"]
+OutputGate = Literal["none", "head", "element"]
 Skip = Literal["raw", "normed", "block_input", "raw+block_input"]
 Topology = Literal["sequential", "parallel"]
 Learned = Literal["none", "scalar", "channel"]
@@ -40,6 +41,7 @@ def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
 Value = Annotated[float, Range(at_least=-1_000_000_000, at_most=1_000_000_000)]
 Power = Annotated[float, Range(at_least=-4, at_most=4)]
 """The literature stays below 1, and large powers overflow."""
+Rank = Annotated[int, Range(at_least=0, at_most=100_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +80,15 @@ class Scale(Ranged):
 ONE = Scale()
 HEAD_NORMS = ("q_norm", "k_norm", "v_norm", "context_norm")
 """The fields whose norms act on heads, one by one or (`axis = "full"`) all together."""
+_UNGATED = (*HEAD_NORMS, "mid_norm", "embed_norm", "final_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Ranged):
     """A normalization. `eps` None takes the model's; `axis` matters only inside attention.
 
-    `affine` is what it is multiplied by: nothing, one learned number, or one per channel.
+    `affine` is what it is multiplied by: nothing, one learned number, or one per channel. A `gate`
+    of a rank r above 0 multiplies the result y by sigmoid(W_up silu(W_down y)), W_up zero at first.
     """
 
     kind: Kind = "rms"
@@ -94,6 +98,7 @@ class Norm(Ranged):
     eps: NotNegative | None = None
     axis: Axis = "head"
     alpha_init: Value = 0.5
+    gate: Rank = 0
 
     @property
     def has_bias(self) -> bool:
@@ -114,6 +119,19 @@ class Norm(Ranged):
             raise HybridNormError(f"affine: {self.kind} always has its gain and bias")
 
 
+def _check_gates(spec: object) -> None:
+    """Raise `HybridNormError` where a norm that has no gate in the literature is given one."""
+    for name, norm in norms_of(spec).items():
+        if norm.gate and name in _UNGATED:
+            raise HybridNormError(f"{name}.gate: only the norms around a branch have gates")
+
+
+def norms_of(spec: object) -> dict[str, Norm]:
+    """The norms among a spec's fields, by field name."""
+    values = {f.name: getattr(spec, f.name) for f in fields(spec)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if isinstance(value, Norm)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sublayer:
     """Norms, scales and skip around one branch (the four lines at the top of this file)."""
@@ -132,6 +150,7 @@ class Sublayer:
         return {name: getattr(self, name) for name in ("input_scale", "skip_scale", "branch_scale")}
 
     def __post_init__(self) -> None:
+        _check_gates(self)
         check_choice("skip", self.skip, get_args(Skip))
         if self.skip == "normed" and self.input_norm is None:
             raise HybridNormError("skip: 'normed' carries the input norm, so it needs input_norm")
@@ -139,12 +158,21 @@ class Sublayer:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec(Sublayer):
-    """The attention sublayer; its inner norms act before RoPE, the context norm before W_o."""
+    """The attention sublayer; its inner norms act before RoPE, the context norm before W_o.
+
+    With an `output_gate` what W_o reads is multiplied by sigmoid(n W_gate), n the branch's input:
+    one number for each head, or for each of its elements.
+    """
 
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     v_norm: Norm | None = None
     context_norm: Norm | None = None
+    output_gate: OutputGate = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("output_gate", self.output_gate, get_args(OutputGate))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +236,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_choice("init", self.init, get_args(Init))
+        _check_gates(self)
         if self.embed_scale.layer_power:
             raise HybridNormError(
                 "embed_scale.layer_power: the embedding is in no block; remove it"
@@ -259,9 +288,3 @@ def _patched(spec: _Spec, patch: Patch, where: str) -> _Spec:
         return replace(spec, **dict(patch)) if patch else spec  # type: ignore[arg-type]
     except HybridNormError as error:
         raise HybridNormError(f"{where}.{error}") from None
-
-
-def norms_of(spec: object) -> dict[str, Norm]:
-    """The norms among a spec's fields, by field name."""
-    values = {f.name: getattr(spec, f.name) for f in fields(spec)}  # type: ignore[arg-type]
-    return {name: value for name, value in values.items() if isinstance(value, Norm)}

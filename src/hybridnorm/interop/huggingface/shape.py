@@ -27,7 +27,10 @@ _MATRICES = {
     **{f"{name}_proj": f"attention.branch.{name}_proj" for name in "qkvo"},
     **{f"{name}_proj": f"feed_forward.branch.{name}_proj" for name in ("gate", "up", "down")},
     "router": "feed_forward.branch.router",
+    "gate_down": "feed_forward.input_norm.gate_down",
 }
+_LATER = [("output_gate", "none")]
+"""Left out, as exports made before there were such fields do not have them."""
 
 
 def to_config(config: ModelConfig, placement: Placement, **others: Any) -> HybridNormConfig:
@@ -159,7 +162,8 @@ def resolve(placement: Placement, config: ModelConfig) -> dict[str, Any]:
 
 
 def _sublayer(spec: Sublayer, value: Callable[[Any], Any]) -> dict[str, Any]:
-    return {f.name: value(getattr(spec, f.name)) for f in fields(spec)}
+    found = {f.name: value(getattr(spec, f.name)) for f in fields(spec)}
+    return {name: field for name, field in found.items() if (name, field) not in _LATER}
 
 
 def _resolver(layer: int, config: ModelConfig) -> Callable[[Any], Any]:
@@ -170,7 +174,7 @@ def _resolver(layer: int, config: ModelConfig) -> Callable[[Any], Any]:
 
     def value(field: Any) -> Any:
         if isinstance(field, Norm):
-            return {
+            norm = {
                 "kind": field.kind,
                 "axis": field.axis,
                 "affine": {"none": False, "vector": True}.get(field.affine, field.affine),
@@ -179,6 +183,7 @@ def _resolver(layer: int, config: ModelConfig) -> Callable[[Any], Any]:
                 "gain_init": number(field.gain_init),
                 "alpha_init": field.alpha_init,
             }
+            return norm | {"gate": field.gate} if field.gate else norm
         if isinstance(field, Scale):
             factor = {"value": number(field), "learned": field.learned}
             return None if factor == {"value": 1.0, "learned": "none"} else factor

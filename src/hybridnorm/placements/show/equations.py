@@ -91,12 +91,17 @@ def _attention(block: BlockSpec, symbols: Symbols) -> list[str]:
     spec = block.attention
     read = _branch_input(block, spec, symbols)
     lines = []
-    if any((spec.q_norm, spec.k_norm, spec.v_norm, spec.context_norm)):
+    is_gated = spec.output_gate != "none"
+    if is_gated or any((spec.q_norm, spec.k_norm, spec.v_norm, spec.context_norm)):
         norms = {"q": spec.q_norm, "k": spec.k_norm, "v": spec.v_norm}
         for letter, norm in norms.items():
             projection = f"{_factor(spec, read)} W_{letter}"
             lines.append(f"{letter} = {_apply(symbols, norm, f'{letter}_norm', projection)}")
         context = _apply(symbols, spec.context_norm, "context_norm", "c")
+        if is_gated:
+            each = {"head": "each head", "element": "each element"}[spec.output_gate]
+            lines.append(f"g = σ({_factor(spec, read)} W_g), for {each}")
+            context = f"(g ⊙ {context})"
         lines.append("c = softmax(RoPE(q) RoPE(k)ᵀ / √d_head) v")
         lines.append(f"Attn({read}) = {context} W_o")
     return [*lines, f"y = {_sum(block, spec, symbols, f'Attn({read})')}"]

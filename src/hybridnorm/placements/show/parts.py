@@ -150,9 +150,12 @@ def _branch(spec: Sublayer) -> Part:
 def _attention(spec: AttentionSpec) -> Part:
     inner = {"q": spec.q_norm, "k": spec.k_norm, "v": spec.v_norm}
     context = _norm(spec.context_norm, "context_norm")
+    gated = spec.output_gate != "none"
+    gate = _box(["× gate", f"for each {spec.output_gate}"], "attention") if gated else None
     if not any(inner.values()):
         core = _box(["Attention"], "attention")
-        return _framed([core, context], "attention-frame") if context else core
+        above = context or gate
+        return _framed([core, context, gate], "attention-frame") if above else core
     rows = {c: _norm_lines(norm, f"{c}_norm") for c, norm in inner.items() if norm}
     height = _HEIGHT + _NOTE * (max(map(len, rows.values())) - 1)
     notes = [note for lines in rows.values() for note in lines[1:]]
@@ -173,7 +176,7 @@ def _attention(spec: AttentionSpec) -> Part:
 
     core = _box(["Attention"], "attention", 2 * pitch + width)
     below = Part(fan + height + letters, core.width, projections)
-    return _framed([core, context], "attention-frame", below)
+    return _framed([core, context, gate], "attention-frame", below)
 
 
 def _feed_forward(spec: FeedForwardSpec) -> Part:

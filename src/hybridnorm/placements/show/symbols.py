@@ -63,6 +63,7 @@ def norm_notes(norm: Norm, site: str) -> list[str]:
         "one gain": norm.affine == "scalar",
         "gain 1 + γ": norm.zero_centered,
         f"gain starts at {scale_text(norm.gain_init)}": not norm.gain_init.is_one,
+        f"gate of rank {norm.gate}": norm.gate > 0,
         f"eps {norm.eps}".replace("e-0", "e-"): norm.eps is not None,
         f"a starts at {norm.alpha_init:g}": norm.kind in ("dyt", "derf"),
     }
@@ -174,7 +175,7 @@ class Symbols:
 
 def _norm_key(norm: Norm, site: str) -> tuple[str, Norm]:
     subscript = f"_{_SUBSCRIPT[site]}" if site in _SUBSCRIPT else ""
-    return _LETTER[norm.kind] + subscript, relevant(norm, site)
+    return "G" * (norm.gate > 0) + _LETTER[norm.kind] + subscript, relevant(norm, site)
 
 
 def _learned_key(scale: Scale) -> tuple[str, Scale]:
@@ -204,4 +205,5 @@ def _numbered(
 def _meaning(prefix: str, norm: Norm) -> str:
     is_inner = prefix.endswith(("_q", "_k", "_v", "_c"))
     per_head = " per head" if is_inner and norm.axis == "head" else ""
-    return ", ".join([_KIND[norm.kind] + per_head, *norm_notes(norm, "q_norm")])
+    gated = ["y·σ(W_up silu(W_down y)) of its result y"] * (norm.gate > 0)
+    return ", ".join([_KIND[norm.kind] + per_head, *norm_notes(norm, "q_norm"), *gated])

@@ -6,6 +6,7 @@ from hybridnorm.model import (
     block_matrices,
     chunk_rows,
     expert_matrices,
+    gate_features,
     norm_width,
     parameter_counts,
 )
@@ -80,7 +81,11 @@ class _Passes:
         self.config, self.tokens, self.tensor = recipe.model, tokens, recipe.parallel.tensor
         self.mode = recipe.parallel.activation_checkpointing
         self.width = 2 if recipe.train.dtype == "bf16" else _FLOAT32
-        n_layers = self.config.n_layers
+        n_layers, self.placement = self.config.n_layers, placement
+        self.gates = [
+            gate_features(placement.block(layer, n_layers), self.config)
+            for layer in range(n_layers)
+        ]
         self.blocks = [
             self._block(placement.block(layer, n_layers), layer) for layer in range(n_layers)
         ]
@@ -123,8 +128,9 @@ class _Passes:
         if self.mode == "selective":
             n_up = 2 if config.activation == "swiglu" else 1
             inner = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
-            inner += n_up * self._hidden(layer)
-            features += inner // self.tensor + 2 * config.d_model
+            output_gate, ranks = self.gates[layer]
+            inner += n_up * self._hidden(layer) + output_gate
+            features += inner // self.tensor + 2 * config.d_model + ranks
             if config.has_experts(layer):
                 features += config.n_experts + config.top_k * config.d_model
         return self.tokens * features * self.width
@@ -139,7 +145,7 @@ class _Passes:
         per_token = sum(self._sublayer(sublayer, layer) for sublayer in sublayers)
         if spec.shared_norm:
             per_token += self._norm(spec.shared_norm, self.config.d_model)
-        matrices = block_matrices(self.config, layer) // self.tensor
+        matrices = block_matrices(self.config, self.placement, layer) // self.tensor
         return self.tokens * per_token + self._cast(matrices + expert_matrices(self.config, layer))
 
     def _sublayer(self, spec: Sublayer, layer: int) -> int:
@@ -154,6 +160,8 @@ class _Passes:
         if isinstance(spec, AttentionSpec):
             features = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
             branch = width * features + _FLOAT32 * config.n_heads
+            if spec.output_gate != "none":  # the gate, and what it is multiplied with
+                branch += width * (self.gates[layer][0] + config.d_model)
         else:
             branch = width * self._hidden(layer) * (4 if config.activation == "swiglu" else 2)
             if config.has_experts(layer):
@@ -162,7 +170,8 @@ class _Passes:
 
     def _norm(self, norm: Norm, features: int) -> int:
         """Bytes per token: its input; if autograd differentiates it, in float32, and its result."""
-        return features * (self.width if norm.kind == "rms" else _FLOAT32 + self.width)
+        kept = features * (self.width if norm.kind == "rms" else _FLOAT32 + self.width)
+        return kept + self.width * (2 * features + 2 * norm.gate) * bool(norm.gate)
 
     def _rows(self, layer: int) -> int:
         """Bytes per token of the rows that go to its experts and come back."""
