@@ -48,6 +48,7 @@ REFUSED = {
     "attention.output_gate": ({"attention": {"output_gate": "heads"}}, "did you mean 'head'"),
     "attention.q_norm.gate": ({"attention": {"q_norm": {"gate": 4}}}, "only the norms around"),
     "final_norm.gate": ({"final_norm": {"gate": 4}}, "only the norms around"),
+    "leak": ({"leak": True, "attention": {"post_norm": "rms"}}, "raw skips alone"),
     "topology": ({"topology": "paralel"}, "did you mean 'parallel'"),
     "shared_norm": ({"shared_norm": "rms"}, 'set topology = "parallel"'),
     "feed_forward.skip ": (

@@ -20,6 +20,7 @@ from .linear import Linear as Linear
 from .masks import document_ids as document_ids
 from .moe import load_balance as load_balance
 from .norms import FullWidthNorm as FullWidthNorm
+from .norms import Leak as Leak
 from .norms import Norm as Norm
 from .norms import NormBuilder as NormBuilder
 from .norms import Scale as Scale

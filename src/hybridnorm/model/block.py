@@ -8,7 +8,7 @@ from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.kernels import Mask
 from hybridnorm.model.layers import Attention, FeedForward, KVCache, Rope
 from hybridnorm.model.moe import MoE, Routing
-from hybridnorm.model.norms import NormBuilder
+from hybridnorm.model.norms import Leak, NormBuilder
 from hybridnorm.placements import BlockSpec, Sublayer
 
 
@@ -59,6 +59,7 @@ class Block(nn.Module):
         feed_forward = network(config, spec.feed_forward, build)
         self.is_parallel = spec.topology == "parallel"
         self.shared_norm = build.norm(spec.shared_norm)
+        self.leak = Leak() if spec.leak else nn.Identity()
         self.attention = Residual(attention, spec.attention, build)
         self.feed_forward = Residual(feed_forward, spec.feed_forward, build)
 
@@ -73,6 +74,6 @@ class Block(nn.Module):
         routings: list[Routing] = []
         extra = {"routings": routings} if self.has_experts else {}
         n_BTD = self.shared_norm(x_BTD)
-        y_BTD = self.attention(x_BTD, x_BTD, n_BTD, rope=rope, cache=cache, mask=mask)
+        y_BTD = self.leak(self.attention(x_BTD, x_BTD, n_BTD, rope=rope, cache=cache, mask=mask))
         read_BTD = n_BTD if self.is_parallel else y_BTD
-        return self.feed_forward(y_BTD, x_BTD, read_BTD, **extra), routings
+        return self.leak(self.feed_forward(y_BTD, x_BTD, read_BTD, **extra)), routings

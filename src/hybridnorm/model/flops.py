@@ -57,7 +57,7 @@ def parameter_counts(config: ModelConfig, placement: Placement) -> ParameterCoun
     vectors = 0
     for layer in range(n_layers):
         block = placement.block(layer, n_layers)
-        vectors += _norm_size(block.shared_norm, d_model)
+        vectors += _norm_size(block.shared_norm, d_model) + block.leak
         vectors += sum(
             _sublayer_vectors(sublayer, config, layer)
             for sublayer in (block.attention, block.feed_forward)

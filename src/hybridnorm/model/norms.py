@@ -119,6 +119,20 @@ class Scale(nn.Module):
         return f"{self.value:g}"
 
 
+class Leak(Scale):
+    """x - silu(g) * stop_gradient(x), g learned: smaller values, the same gradient.
+
+    GPAS, arXiv 2506.22049.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(ScaleSpec(learned="scalar"), 1, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return x - F.silu(self.weight).to(x.dtype) * x.detach()
+
+
 class Widths(Protocol):
     """What norms need to know of a model; `ModelConfig` is one."""
 

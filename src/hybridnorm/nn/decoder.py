@@ -45,6 +45,7 @@ class TransformerDecoderLayer(Layer):
             key_padding_mask=tgt_key_padding_mask,
             is_causal=tgt_is_causal,
         )
+        x = self.leak(x)
         x = self.cross_attention(
             x,
             tgt,
@@ -54,7 +55,8 @@ class TransformerDecoderLayer(Layer):
             key_padding_mask=memory_key_padding_mask,
             is_causal=memory_is_causal,
         )
-        return self.feed_forward(x, tgt, read if self.is_parallel else x)  # type: ignore[no-any-return]
+        x = self.leak(x)
+        return self.leak(self.feed_forward(x, tgt, read if self.is_parallel else x))  # type: ignore[no-any-return]
 
 
 class TransformerDecoder(Stack):

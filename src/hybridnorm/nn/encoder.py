@@ -35,7 +35,8 @@ class TransformerEncoderLayer(Layer):
             key_padding_mask=src_key_padding_mask,
             is_causal=is_causal,
         )
-        return self.feed_forward(x, src, read if self.is_parallel else x)  # type: ignore[no-any-return]
+        x = self.leak(x)
+        return self.leak(self.feed_forward(x, src, read if self.is_parallel else x))  # type: ignore[no-any-return]
 
 
 class TransformerEncoder(Stack):

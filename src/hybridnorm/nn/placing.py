@@ -54,6 +54,7 @@ class Plan(Ranged):
             block,
             attention=self._of_kind(block.attention),
             feed_forward=self._of_kind(block.feed_forward),
+            shared_norm=self.norm(block.shared_norm),
         )
         return block, NormBuilder(layer, _Widths(self.d_model, self.head_dim, n_layers, self.eps))
 

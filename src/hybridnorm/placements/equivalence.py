@@ -35,6 +35,7 @@ class Chain:
     embed_scale: Scale
     embed_norm: Norm | None
     topology: Topology
+    leak: bool
     shared_norms: tuple[Norm | None, ...]
     sublayers: tuple[Sublayer, ...]
 
@@ -65,7 +66,8 @@ def canonical_form(placement: Placement, n_layers: int) -> Chain:
         _number_norm(placement.shared_norm, "shared_norm", layer, n_layers)
         for layer in range(n_layers)
     )
-    return Chain(embed_scale, embed_norm, placement.topology, shared_norms, tuple(sublayers))
+    topology, leak = placement.topology, placement.leak
+    return Chain(embed_scale, embed_norm, topology, leak, shared_norms, tuple(sublayers))
 
 
 def equivalents(placement: Placement) -> list[str]:

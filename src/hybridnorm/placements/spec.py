@@ -9,7 +9,8 @@ at the entry of its block:
     x' = post_norm(skip_scale * r + branch_scale * b)    # or the bare sum
 
 In a parallel block (`topology`) both branches read x_block, or shared_norm(x_block), in place of x
-in the first line.
+in the first line. A block that leaks (GPAS) passes x' - silu(g) * stop_gradient(x') on after both
+sublayers, with one learned g that starts at 0.
 
 Everything here is immutable, validated when built, and free of torch.
 """
@@ -193,6 +194,7 @@ class BlockSpec:
     feed_forward: FeedForwardSpec
     topology: Topology = "sequential"
     shared_norm: Norm | None = None
+    leak: bool = False
 
     def __post_init__(self) -> None:
         check_choice("topology", self.topology, get_args(Topology))
@@ -200,6 +202,9 @@ class BlockSpec:
             raise HybridNormError(
                 "feed_forward.skip: only 'raw' keeps what attention adds to a parallel block"
             )
+        sublayers = (self.attention, self.feed_forward)
+        if self.leak and any(s.post_norm or s.skip == "normed" for s in sublayers):
+            raise HybridNormError("leak: norms on the stream undo it; it is for raw skips alone")
         if self.topology == "sequential" and self.shared_norm:
             raise HybridNormError(
                 "shared_norm: the branches of a sequential block read different streams; set "
@@ -229,6 +234,7 @@ class Placement:
     final_norm: Norm | None = Norm()
     topology: Topology = "sequential"
     shared_norm: Norm | None = None
+    leak: bool = False
     init: Init = "normal"
     source: str = ""
     note: str = ""
@@ -271,6 +277,7 @@ class Placement:
             feed_forward=feed_forward,
             topology=self.topology,
             shared_norm=self.shared_norm,
+            leak=self.leak,
         )
 
     def final(self, n_layers: int) -> Norm | None:

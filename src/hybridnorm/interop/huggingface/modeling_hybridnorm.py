@@ -13,7 +13,8 @@ first line. `config.placement` holds these fields for each kind of block. Beside
 q_norm, k_norm, v_norm (before the rotary embedding and the cache) and context_norm (before o_proj),
 and the feed-forward network has mid_norm (on its hidden activation). A gated norm multiplies its
 result y by sigmoid(W_up silu(W_down y)); an output_gate multiplies what o_proj reads by one of the
-branch's input. What is null or left out is absent.
+branch's input. A block that leaks passes x' - silu(g) * stop_gradient(x') on after both sublayers.
+What is null or left out is absent.
 """
 
 import inspect
@@ -37,7 +38,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hybridnorm import HybridNormConfig
-from .norms_hybridnorm import STD, HybridNormGains, Spec, build, build_head_norm, linear
+from .norms_hybridnorm import (
+    STD,
+    HybridNormGains,
+    HybridNormLeak,
+    Spec,
+    build,
+    build_head_norm,
+    linear,
+)
 
 # transformers 5.24 renamed it.
 _MASK = inspect.signature(create_causal_mask).parameters
@@ -196,6 +205,7 @@ class HybridNormDecoderLayer(GradientCheckpointingLayer):
         spec = config.placement["kinds"][config.placement["layers"][layer_idx]]
         self.is_parallel = spec.get("parallel", False)
         self.shared_norm = build(spec.get("shared_norm"), config.hidden_size)
+        self.leak = HybridNormLeak() if spec.get("leak") else nn.Identity()
         self.attention_residual = HybridNormResidual(spec["attention"], config.hidden_size)
         self.self_attn = HybridNormAttention(config, spec["attention"], layer_idx)
         self.feed_forward_residual = HybridNormResidual(spec["feed_forward"], config.hidden_size)
@@ -208,12 +218,12 @@ class HybridNormDecoderLayer(GradientCheckpointingLayer):
         read = self.shared_norm(stream)
         normed = around.input_norm(read)
         branch, _ = self.self_attn(around.input_scale(normed), **kwargs)
-        stream = around(branch, stream, normed, entry)
+        stream = self.leak(around(branch, stream, normed, entry))
 
         around = self.feed_forward_residual
         normed = around.input_norm(read if self.is_parallel else stream)
         branch = self.mlp(around.input_scale(normed))
-        return around(branch, stream, normed, entry)
+        return self.leak(around(branch, stream, normed, entry))
 
 
 class HybridNormPreTrainedModel(PreTrainedModel):

@@ -94,6 +94,18 @@ class HybridNormScale(HybridNormGains):
         return hidden_states * factor
 
 
+class HybridNormLeak(HybridNormGains):
+    """x - silu(g) * stop_gradient(x), g learned: smaller values, the same gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learn("weight", 1, 0.0, True)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        leak = F.silu(self.get_parameter("weight")).to(hidden_states.dtype)
+        return hidden_states - leak * hidden_states.detach()
+
+
 def build(spec: Spec | None, dim: int) -> nn.Module:
     """A norm or a scale; the identity where there is none."""
     if spec is None:

@@ -147,6 +147,8 @@ def resolve(placement: Placement, config: ModelConfig) -> dict[str, Any]:
         }
         if block.topology == "parallel":
             kind |= {"parallel": True, "shared_norm": value(block.shared_norm)}
+        if block.leak:
+            kind["leak"] = True
         if kind not in kinds:
             kinds.append(kind)
         layers.append(kinds.index(kind))

@@ -150,7 +150,8 @@ class _Column:
             text = text.removesuffix(" + x") if spec is self.specs[1] else text
             self._skip(canvas, x, (places[role], total), 1, SKIP_COLOR[role], spec.skip_scale, text)
         if self.reads_entry and spec is self.specs[1]:
-            (start,) = (part.middle for part in self.halves[0] if part.role == "entry")
+            first = self.halves[0]
+            start = next((p for p in first if p.role == "entry"), first[0]).middle
             color = SKIP_COLOR["block_input"]
             if "read" in places:
                 text = reads(self.group.spec, spec)

@@ -5,6 +5,10 @@ from typing import NamedTuple
 from hybridnorm.placements.show.symbols import Symbols
 from hybridnorm.placements.spec import AttentionSpec, BlockSpec, Norm, Placement, Sublayer
 
+_LEAK = (
+    "leak(u) = u - silu(g)·u, the second u without gradient; g learned in each block, 0 at first"
+)
+
 
 class Section(NamedTuple):
     """Equations under a title such as `blocks 2..12`."""
@@ -39,7 +43,7 @@ def equations(placement: Placement, n_layers: int = 12) -> list[Section]:
             for group in symbols.groups
         ),
         Section("head", [f"logits = {read} W_head"]),
-        Section("where", symbols.legend()),
+        Section("where", [*symbols.legend(), *[_LEAK] * placement.leak]),
     ]
 
 
@@ -122,7 +126,8 @@ def _sum(block: BlockSpec, spec: Sublayer, symbols: Symbols, branch: str) -> str
     """The residual sum, with the norms after the branch and after the sum."""
     branch = _apply(symbols, spec.output_norm, "output_norm", branch)
     total = f"{residual_term(block, spec, symbols)} + {symbols.times(spec.branch_scale, branch)}"
-    return _apply(symbols, spec.post_norm, "post_norm", total)
+    total = _apply(symbols, spec.post_norm, "post_norm", total)
+    return f"leak({total})" if block.leak else total
 
 
 def _stream(spec: Sublayer) -> str:

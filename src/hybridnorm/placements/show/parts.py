@@ -54,10 +54,11 @@ def sublayer(block: BlockSpec, spec: Sublayer, symbols: Symbols) -> list[Part]:
     is_first = isinstance(spec, AttentionSpec)
     is_raw = spec.skip != "normed" if is_first else "raw" in spec.skip
     is_parallel = block.topology == "parallel"
+    has_own_tap = block.shared_norm is not None or not is_raw
     parts = [
         Part(role="raw") if is_raw else None,
         _norm(block.shared_norm) if is_first else None,
-        Part(role="entry") if is_first and reads_entry(block) else None,
+        Part(role="entry") if is_first and reads_entry(block) and has_own_tap else None,
         Part(role="read") if is_parallel and not is_first else None,
         _norm(spec.input_norm),
         Part(role="normed") if spec.skip == "normed" else None,
@@ -67,6 +68,7 @@ def sublayer(block: BlockSpec, spec: Sublayer, symbols: Symbols) -> list[Part]:
         _factor(spec.branch_scale, symbols),
         Part(14, 14, lambda canvas, x, bottom: canvas.node(x, bottom + 7, "+"), "sum"),
         _norm(spec.post_norm),
+        _box(["Leak"], "node") if block.leak else None,
     ]
     return [part for part in parts if part]
 

@@ -143,6 +143,7 @@ class _Passes:
         """Of one block that is not checkpointed."""
         sublayers = (spec.attention, spec.feed_forward)
         per_token = sum(self._sublayer(sublayer, layer) for sublayer in sublayers)
+        per_token += 2 * self.width * self.config.d_model * spec.leak
         if spec.shared_norm:
             per_token += self._norm(spec.shared_norm, self.config.d_model)
         matrices = block_matrices(self.config, self.placement, layer) // self.tensor
