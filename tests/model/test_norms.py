@@ -1,11 +1,13 @@
 """The eager RMS norm against PyTorch's formula, and what it keeps for the backward pass."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridnorm.model.norms import Norm
+from hybridnorm.model.norms import Leak, Norm
 from hybridnorm.placements import spec
 
 
@@ -53,3 +55,26 @@ def test_it_keeps_its_input_and_one_number_per_row() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         module(x)
     assert sum(t.nbytes for t in kept if t is not module.weight) == x.nbytes + 8 * 4
+
+
+def test_a_gated_norm_multiplies_its_result_by_a_gate_of_it() -> None:
+    module = norm(24, gate=3).double()
+    x = torch.randn(5, 24, dtype=torch.float64)
+    y = F.rms_norm(x, (24,), module.weight, 1e-5)
+    assert module.gate_down is not None and module.gate_up is not None
+    low = y @ module.gate_down.weight.T
+    gate = 1 / (1 + torch.exp(-(low / (1 + torch.exp(-low))) @ module.gate_up.weight.T))
+    torch.testing.assert_close(module(x), y * gate)
+
+
+def test_a_leak_scales_what_passes_and_not_its_gradient() -> None:
+    """GPAS, arXiv 2506.22049: at the start nothing leaks."""
+    leak = Leak().double()
+    leak.reset_parameters()
+    x = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    assert leak.weight is not None and torch.equal(leak(x), x)
+    with torch.no_grad():
+        leak.weight.fill_(2.0)
+    share = 2 / (1 + math.exp(-2))
+    torch.testing.assert_close(leak(x), x * (1 - share))
+    assert torch.equal(torch.autograd.grad(leak(x).sum(), x)[0], torch.ones_like(x))

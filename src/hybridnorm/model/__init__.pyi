@@ -6,7 +6,7 @@ from .flops import ParameterCounts as ParameterCounts
 from .flops import block_matrices as block_matrices
 from .flops import expert_matrices as expert_matrices
 from .flops import flops_per_token as flops_per_token
-from .flops import gate_features as gate_features
+from .flops import gated_norms as gated_norms
 from .flops import norm_width as norm_width
 from .flops import parameter_counts as parameter_counts
 from .initialization import scheme as scheme

@@ -84,7 +84,9 @@ def block_matrices(config: ModelConfig, placement: Placement, layer: int) -> int
     """
     d_model, kv_width = config.d_model, config.kv_heads * config.head_dim
     attention = d_model * (2 * d_model + 2 * kv_width)
-    attention += d_model * sum(gate_features(placement.block(layer, config.n_layers), config))
+    block = placement.block(layer, config.n_layers)
+    attention += d_model * block.attention.gate_width(config.n_heads, d_model)
+    attention += 2 * d_model * sum(norm.gate for norm in gated_norms(block))
     if config.has_experts(layer):
         shared = 3 * config.n_shared_experts * config.expert_width
         return attention + d_model * (config.n_experts + shared)
@@ -92,12 +94,10 @@ def block_matrices(config: ModelConfig, placement: Placement, layer: int) -> int
     return attention + n_matrices * d_model * config.d_ff
 
 
-def gate_features(block: BlockSpec, config: ModelConfig) -> tuple[int, int]:
-    """What the gates of a block make of a token: features of attention's, 2 x ranks of norms'."""
-    output = {"none": 0, "head": config.n_heads, "element": config.d_model}
+def gated_norms(block: BlockSpec) -> list[Norm]:
+    """The norms of a block that have a gate."""
     specs = (block, block.attention, block.feed_forward)
-    ranks = sum(norm.gate for spec in specs for norm in norms_of(spec).values())
-    return output[block.attention.output_gate], 2 * ranks
+    return [norm for spec in specs for norm in norms_of(spec).values() if norm.gate]
 
 
 def expert_matrices(config: ModelConfig, layer: int) -> int:

@@ -95,9 +95,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.d_model, kv_heads * self.head_dim)
         self.v_proj = Linear(config.d_model, kv_heads * self.head_dim)
         self.o_proj = Linear(n_heads * self.head_dim, config.d_model)
-        widths = {"none": 0, "head": n_heads, "element": config.d_model}
-        gate_width = widths[spec.output_gate]
-        self.gate_proj = Linear(config.d_model, gate_width) if gate_width else None
+        width = spec.gate_width(n_heads, config.d_model)
+        self.gate_proj = Linear(config.d_model, width) if width else None
         self.q_norm = build.head_norm(spec.q_norm, n_heads)
         self.k_norm = build.head_norm(spec.k_norm, kv_heads)
         self.v_norm = build.head_norm(spec.v_norm, kv_heads)

@@ -120,8 +120,7 @@ class MultiheadAttention(nn.Module):
         self.k_norm = build.head_norm(spec.k_norm, self.n_kv_heads)
         self.v_norm = build.head_norm(spec.v_norm, self.n_kv_heads)
         self.context_norm = build.head_norm(spec.context_norm, self.num_heads)
-        widths = {"none": 0, "head": self.num_heads, "element": self.embed_dim}
-        width, like = widths[spec.output_gate], self.out_proj.weight
+        width, like = spec.gate_width(self.num_heads, self.embed_dim), self.out_proj.weight
         factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.gate = nn.Linear(self.embed_dim, width, bias=False, **factory) if width else None
 

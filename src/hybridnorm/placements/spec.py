@@ -175,6 +175,10 @@ class AttentionSpec(Sublayer):
         super().__post_init__()
         check_choice("output_gate", self.output_gate, get_args(OutputGate))
 
+    def gate_width(self, n_heads: int, d_model: int) -> int:
+        """How many numbers the output gate has; 0 where there is none."""
+        return {"none": 0, "head": n_heads, "element": d_model}[self.output_gate]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardSpec(Sublayer):

@@ -158,6 +158,8 @@ def _differences(block: Placed, known: Placement, d_model: int) -> Iterator[tupl
     known_block = known.block(block.layer, block.n_layers)
     if block.spec.topology != known.topology:
         yield 2.0, f"topology: {block.spec.topology} here, {known.topology} there"
+    if known.leak:
+        yield 1.0, "leak: none here, one there"
     yield from _norms_or_none("shared_norm", block.spec.shared_norm, known.shared_norm)
     for part in ("attention", "feed_forward"):
         here, there = getattr(block.spec, part), getattr(known_block, part)
@@ -188,6 +190,8 @@ def _norms(where: str, one: Norm, other: Norm) -> Iterator[tuple[float, str]]:
         yield 0.5, f"{where}: {one.axis} here, {other.axis} there"
     if one.affine != other.affine:
         yield 0.25, f"{where}: gain {one.affine} here, {other.affine} there"
+    if one.gate != other.gate:
+        yield 1.0, f"{where}: gate of rank {one.gate} here, {other.gate} there"
     if one.zero_centered != other.zero_centered:
         yield 0.25, f"{where}: {'1 + γ' if one.zero_centered else 'a plain gain'} here"
 

@@ -6,7 +6,7 @@ from hybridnorm.model import (
     block_matrices,
     chunk_rows,
     expert_matrices,
-    gate_features,
+    gated_norms,
     norm_width,
     parameter_counts,
 )
@@ -82,13 +82,8 @@ class _Passes:
         self.mode = recipe.parallel.activation_checkpointing
         self.width = 2 if recipe.train.dtype == "bf16" else _FLOAT32
         n_layers, self.placement = self.config.n_layers, placement
-        self.gates = [
-            gate_features(placement.block(layer, n_layers), self.config)
-            for layer in range(n_layers)
-        ]
-        self.blocks = [
-            self._block(placement.block(layer, n_layers), layer) for layer in range(n_layers)
-        ]
+        self.specs = [placement.block(layer, n_layers) for layer in range(n_layers)]
+        self.blocks = [self._block(spec, layer) for layer, spec in enumerate(self.specs)]
 
     def kept(self) -> int:
         """Of the blocks, until their backward pass."""
@@ -128,9 +123,10 @@ class _Passes:
         if self.mode == "selective":
             n_up = 2 if config.activation == "swiglu" else 1
             inner = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
-            output_gate, ranks = self.gates[layer]
-            inner += n_up * self._hidden(layer) + output_gate
-            features += inner // self.tensor + 2 * config.d_model + ranks
+            inner += n_up * self._hidden(layer)
+            inner += self.specs[layer].attention.gate_width(config.n_heads, config.d_model)
+            features += inner // self.tensor + 2 * config.d_model
+            features += sum(norm.gate + config.d_model for norm in gated_norms(self.specs[layer]))
             if config.has_experts(layer):
                 features += config.n_experts + config.top_k * config.d_model
         return self.tokens * features * self.width
@@ -161,8 +157,8 @@ class _Passes:
         if isinstance(spec, AttentionSpec):
             features = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
             branch = width * features + _FLOAT32 * config.n_heads
-            if spec.output_gate != "none":  # the gate, and what it is multiplied with
-                branch += width * (self.gates[layer][0] + config.d_model)
+            if gate := spec.gate_width(config.n_heads, config.d_model):
+                branch += width * (gate + config.d_model)  # and what it is multiplied with
         else:
             branch = width * self._hidden(layer) * (4 if config.activation == "swiglu" else 2)
             if config.has_experts(layer):
