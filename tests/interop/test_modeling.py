@@ -12,6 +12,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from exports import EXPERTS, IDS, PLACEMENTS, exported, gap, model
 from hybridnorm.interop.huggingface import modeling_hybridnorm, norms_hybridnorm
+from hybridnorm.interop.huggingface.shape import from_config, to_config
+from hybridnorm.placements import placement
 
 FEW = ["hybridnorm-star"]
 MANY = [
@@ -227,3 +229,9 @@ def test_the_file_is_short_and_imports_nothing_of_ours() -> None:
         assert "import hybridnorm" not in text
         assert "from hybridnorm" not in text
     assert sys.modules[modeling_hybridnorm.__name__] is modeling_hybridnorm
+
+
+def test_an_export_with_an_older_word_for_the_same_is_read() -> None:
+    config = to_config(model("gemma-v").config, placement("gemma-v"))
+    config.placement["definition"]["attention"]["v_norm"]["affine"] = False
+    assert from_config(config)[1] == placement("gemma-v")
