@@ -36,7 +36,7 @@ def model(placement: str = "hybridnorm-star", **shape: Any) -> Transformer:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or not parameter.any():
                 noise = torch.empty_like(parameter).uniform_(-0.3, 0.3, generator=generator)
                 parameter.add_(noise)
     return made

@@ -51,7 +51,7 @@ def test_registered_without_remote_code(tmp_path: Path) -> None:
     assert torch.equal(fresh(IDS).logits, again(IDS).logits)
     base = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(base(IDS).last_hidden_state, again.model(IDS).last_hidden_state)
-    for name in ("modeling_hybridnorm.py", "configuration_hybridnorm.py"):
+    for name in ("modeling_hybridnorm.py", "norms_hybridnorm.py", "configuration_hybridnorm.py"):
         assert (tmp_path / name).is_file()
 
 

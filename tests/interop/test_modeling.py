@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from exports import EXPERTS, IDS, PLACEMENTS, exported, gap, model
-from hybridnorm.interop.huggingface import modeling_hybridnorm
+from hybridnorm.interop.huggingface import modeling_hybridnorm, norms_hybridnorm
+from hybridnorm.interop.huggingface.shape import from_config, to_config
+from hybridnorm.placements import placement
 
 FEW = ["hybridnorm-star"]
 MANY = [
@@ -221,8 +223,15 @@ def test_a_block_compiles_to_one_graph(name: str, experts: dict[str, Any], tmp_p
 
 
 def test_the_file_is_short_and_imports_nothing_of_ours() -> None:
-    text = Path(str(modeling_hybridnorm.__file__)).read_text()
-    assert len(text.splitlines()) < 450
-    assert "import hybridnorm" not in text
-    assert "from hybridnorm" not in text
+    for module in (modeling_hybridnorm, norms_hybridnorm):
+        text = Path(str(module.__file__)).read_text()
+        assert len(text.splitlines()) < 450
+        assert "import hybridnorm" not in text
+        assert "from hybridnorm" not in text
     assert sys.modules[modeling_hybridnorm.__name__] is modeling_hybridnorm
+
+
+def test_an_export_with_an_older_word_for_the_same_is_read() -> None:
+    config = to_config(model("gemma-v").config, placement("gemma-v"))
+    config.placement["definition"]["attention"]["v_norm"]["affine"] = False
+    assert from_config(config)[1] == placement("gemma-v")

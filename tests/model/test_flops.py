@@ -27,6 +27,8 @@ SHAPES = {
     ),
 }
 
+GATED = ("gatednorm", "gated-attention", "gated-attention-heads")
+
 
 def looped(layer: GroupedLinear, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Products that PyTorch counts: it does not know grouped ones."""
@@ -36,7 +38,7 @@ def looped(layer: GroupedLinear, x: torch.Tensor, ends: torch.Tensor) -> torch.T
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", ["pre-norm", "hybridnorm-star", "subln"])
+@pytest.mark.parametrize("name", ["pre-norm", "hybridnorm-star", "subln", *GATED])
 def test_flops_are_those_pytorch_counts(
     config: ModelConfig, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +48,7 @@ def test_flops_are_those_pytorch_counts(
     # The math kernel's products are counted; it computes the whole square, as the convention does.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
-    assert counter.get_total_flops() == flops_per_token(config, 24) * ids.numel()
+    assert counter.get_total_flops() == flops_per_token(config, 24, placement(name)) * ids.numel()
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)

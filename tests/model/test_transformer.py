@@ -221,3 +221,17 @@ def test_the_contribution_to_the_stream_can_be_hooked() -> None:
     model(IDS)
     (before, after), contribution = streams[0], added[0]
     torch.testing.assert_close(after - before, contribution)
+
+
+def test_a_closed_output_gate_takes_a_head_out() -> None:
+    config = replace(CONFIG, n_layers=1, placement="gated-attention-heads")
+    gated, plain = Transformer(config), Transformer(replace(config, placement="pre-norm"))
+    attention = gated.blocks[0].attention.branch
+    with torch.no_grad():
+        # What attention reads has a constant first channel, and gates read that one alone.
+        attention.gate_proj.weight.zero_()[:, 0] = torch.tensor([-1e4, 1e4, 1e4, -1e4])
+        for model in (gated, plain):
+            model.embedding.weight[:, 0] = 1.0
+        open_heads = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat_interleave(config.head_dim)
+        plain.blocks[0].attention.branch.o_proj.weight.mul_(open_heads)
+    torch.testing.assert_close(gated(IDS), plain(IDS))

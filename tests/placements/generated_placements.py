@@ -6,12 +6,11 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.placements import Placement
+from hybridnorm.placements import Override, Placement
 from hybridnorm.placements.spec import (
     AttentionSpec,
     FeedForwardSpec,
     Norm,
-    Override,
     Scale,
     Sublayer,
 )
@@ -27,27 +26,33 @@ scales = st.builds(
 
 
 @st.composite
-def norms(draw: st.DrawFn) -> Norm:
+def norms(draw: st.DrawFn, gates: tuple[int, ...] = (0,)) -> Norm:
     kind = draw(st.sampled_from(["rms", "layer", "l2", "dyt", "derf"]))
-    affine = kind in ("dyt", "derf") or draw(st.booleans())
+    pointwise = kind in ("dyt", "derf")
+    affine = "vector" if pointwise else draw(st.sampled_from(["none", "scalar", "vector"]))
+    has_gain = affine != "none"
     return Norm(
         kind=kind,
         affine=affine,
-        gain_init=replace(draw(scales), learned="none") if affine else Scale(),
-        zero_centered=affine and draw(st.booleans()),
+        gain_init=replace(draw(scales), learned="none") if has_gain else Scale(),
+        zero_centered=has_gain and draw(st.booleans()),
         eps=draw(st.none() | st.floats(1e-12, 1e-3)),
         axis=draw(st.sampled_from(["head", "full"])),
         alpha_init=draw(st.floats(0.1, 2)),
+        gate=draw(st.sampled_from(gates)),
     )
+
+
+_AROUND = ("input_norm", "output_norm", "post_norm")
 
 
 def fields(*norm_names: str) -> st.SearchStrategy[dict[str, object]]:
     """Some fields of a sublayer."""
-    norm_fields = ("input_norm", "output_norm", "post_norm", *norm_names)
     return st.fixed_dictionaries(
         {},
         optional={
-            **dict.fromkeys(norm_fields, st.none() | norms()),
+            **dict.fromkeys(_AROUND, st.none() | norms((0, 4))),
+            **dict.fromkeys(norm_names, st.none() | norms()),
             **dict.fromkeys(("input_scale", "skip_scale", "branch_scale"), scales),
             "skip": st.sampled_from(["raw", "normed", "block_input", "raw+block_input"]),
         },
@@ -71,6 +76,7 @@ def placements(draw: st.DrawFn) -> Placement:
         attention=attention_fields.map(lambda values: tuple(values.items())),
         feed_forward=feed_forward_fields.map(lambda values: tuple(values.items())),
     )
+    topology = draw(st.sampled_from(["sequential", "parallel"]))
     try:
         return Placement(
             name="generated",
@@ -80,6 +86,8 @@ def placements(draw: st.DrawFn) -> Placement:
             embed_norm=draw(st.none() | norms()),
             embed_scale=replace(draw(scales), layer_power=0.0),
             final_norm=draw(st.none() | norms()),
+            topology=topology,
+            shared_norm=draw(st.none() | norms()) if topology == "parallel" else None,
         )
     except HybridNormError:
         assume(False)

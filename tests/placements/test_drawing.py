@@ -43,7 +43,7 @@ def test_a_drawing_has_every_norm_and_its_texts_are_legible(name: str) -> None:
     figure = draw(spec, 12)
     found = texts(figure)
     blocks = distinct_blocks(spec, 12)
-    norms = [norm for g in blocks for part in (g.spec.attention, g.spec.feed_forward)
+    norms = [norm for g in blocks for part in (g.spec, g.spec.attention, g.spec.feed_forward)
              for norm in norms_of(part).values()]  # fmt: skip
     norms += [norm for norm in (spec.embed_norm, spec.final(12)) if norm]
     assert sum(text in ("Norm", "DyT", "Derf") for text in found) == len(norms)
@@ -90,6 +90,18 @@ def test_a_block_input_skip_leaves_at_the_bottom_and_enters_the_upper_sum() -> N
         assert boxes(spec, "FFN")[0][1] < end
     assert len(skips(placement("b2t"), "raw")) == 2
     assert len(skips(placement("spannorm"), "raw")) == 1
+
+
+def test_both_branches_of_a_parallel_block_read_its_input() -> None:
+    for name, n_norms in (("parallel", 3), ("parallel-shared", 2)):
+        spec = placement(name)
+        ((start, end),) = skips(spec, "block_input")
+        norms, (attention,), (ffn,) = (boxes(spec, text) for text in ("Norm", "Attention", "FFN"))
+        assert len(norms) == n_norms
+        below = norms[0] if name == "parallel" else attention
+        above = norms[1] if name == "parallel" else ffn
+        assert start < below[0] and attention[1] < end < above[0]
+        assert len(skips(spec, "raw")) == 2
 
 
 def test_scales_are_written_at_their_place() -> None:

@@ -65,6 +65,9 @@ BY_HAND = {
         ["y = N(x + Attn(x))", "x' = N(y + FFN(y))"],
         ["y = x + Attn(N(x))", "x' = y + FFN(N(y))"],
     ],
+    "gpas": [["y = leak(x + Attn(N(x)))", "x' = leak(y + FFN(N(y)))"]],
+    "parallel": [["y = x + Attn(N(x))", "x' = y + FFN(N(x))"]],
+    "parallel-shared": [["n = N(x)", "y = x + Attn(n)", "x' = y + FFN(n)"]],
     "layerscale": [["y = x + λ ⊙ Attn(N(x))", "x' = y + λ ⊙ FFN(N(y))"]],
 }
 
@@ -193,6 +196,11 @@ def test_the_equations_are_what_the_model_computes(name: str) -> None:
         attention, feed_forward = [
             line for line in sections[group.title] if line.startswith(("y = ", "x' = "))
         ]
+        names |= {
+            "leak": lambda x: x,
+            "n": rms(x),
+            "GN": lambda x: rms(x) / 2,
+        }  # gates start half open
         names["y"] = eval(as_python(attention), names)
         expected = eval(as_python(feed_forward), names)
         stream, _ = block(x, angles)

@@ -10,8 +10,9 @@ from hypothesis import given
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.placements import Placement, placement, strategies
+from hybridnorm.placements.override import Override
 from hybridnorm.placements.parse import placement_from_dict, placement_to_dict
-from hybridnorm.placements.spec import FeedForwardSpec, Norm, Override, Scale
+from hybridnorm.placements.spec import FeedForwardSpec, Norm, Scale
 
 REFUSED = {
     "attention.input_nrm": ({"attention": {"input_nrm": "rms"}}, "did you mean 'input_norm'"),
@@ -43,6 +44,16 @@ REFUSED = {
     "final_norm.affine ": (
         {"final_norm": {"affine": False, "zero_centered": True}},
         "without a gain has no gain_init",
+    ),
+    "attention.output_gate": ({"attention": {"output_gate": "heads"}}, "did you mean 'head'"),
+    "attention.q_norm.gate": ({"attention": {"q_norm": {"gate": 4}}}, "only the norms around"),
+    "final_norm.gate": ({"final_norm": {"gate": 4}}, "only the norms around"),
+    "leak": ({"leak": True, "attention": {"post_norm": "rms"}}, "raw skips alone"),
+    "topology": ({"topology": "paralel"}, "did you mean 'parallel'"),
+    "shared_norm": ({"shared_norm": "rms"}, 'set topology = "parallel"'),
+    "feed_forward.skip ": (
+        {"topology": "parallel", "feed_forward": {"input_norm": "rms", "skip": "normed"}},
+        "only 'raw' keeps what attention adds",
     ),
     "init": ({"init": "megatorn"}, "did you mean 'megatron'"),
     "aliases": ({"aliases": "p"}, "expected an array"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hybridnorm.diagnose.probe import AttentionView, Probe, Reading, Size
 from hybridnorm.diagnose.table import Table, by_layer, steps_of
 from hybridnorm.diagnose.tensors import whole
-from hybridnorm.model import FullWidthNorm, Norm
+from hybridnorm.model import Norm
 
 
 class AttentionEntropy(Probe):
@@ -78,9 +78,8 @@ class AttentionLogits(Probe):
         yield Reading(view.layer, "attention", "max_logit", torch.stack(largest), "max")
         attention = view.module
         if isinstance(attention.q_norm, Norm) and isinstance(attention.k_norm, Norm):
-            d_head = attention.head_dim
-            bound = _longest(attention.q_norm, d_head) * _longest(attention.k_norm, d_head)
-            yield Reading(view.layer, "attention", "bound", bound * d_head**-0.5)
+            bound = _longest(attention.q_norm) * _longest(attention.k_norm)
+            yield Reading(view.layer, "attention", "bound", bound * attention.head_dim**-0.5)
 
     def memory(self, size: Size) -> int:
         return 2 * _square(size)
@@ -125,15 +124,10 @@ def _entropy(q_THK: Tensor, k_TGK: Tensor, documents_T: Tensor | None) -> tuple[
     return entropy, visible.sum(-1).log().mean()
 
 
-def _longest(norm: nn.Module, d_head: int) -> Tensor:
+def _longest(norm: nn.Module) -> Tensor:
     """An upper bound of ||q|| of a head after its norm."""
     assert isinstance(norm, Norm)
-    width = (
-        norm.weight.numel()
-        if isinstance(norm, FullWidthNorm) and norm.weight is not None
-        else d_head
-    )
-    length = torch.tensor(1.0 if norm.kind == "l2" else width**0.5)
+    length = torch.tensor(1.0 if norm.kind == "l2" else norm.dim**0.5)
     if norm.weight is not None:
         gain = whole(norm.weight)
         length = length * (1 + gain if norm.zero_centered else gain).abs().amax().cpu()

@@ -160,7 +160,7 @@ def _placement(config: Mapping[str, Any]) -> Placement:
 
 def _norm(config: Mapping[str, Any], *, affine: bool, axis: str = "head") -> Norm:
     kind = "rms" if config.get("layer_norm_type", "default") == "rms" else "layer"
-    return Norm(kind=kind, affine=affine, axis=axis)  # type: ignore[arg-type]
+    return Norm(kind=kind, affine="vector" if affine else "none", axis=axis)  # type: ignore[arg-type]
 
 
 def _block(config: Mapping[str, Any], on: Mapping[str, bool]) -> BlockSpec:

@@ -6,6 +6,7 @@ from .flops import ParameterCounts as ParameterCounts
 from .flops import block_matrices as block_matrices
 from .flops import expert_matrices as expert_matrices
 from .flops import flops_per_token as flops_per_token
+from .flops import gated_norms as gated_norms
 from .flops import norm_width as norm_width
 from .flops import parameter_counts as parameter_counts
 from .initialization import scheme as scheme
@@ -14,11 +15,12 @@ from .kernels import GroupedLinear as GroupedLinear
 from .kernels import grouped_linear as grouped_linear
 from .kernels.chunks import chunk_rows as chunk_rows
 from .kernels.transforms import transformed as transformed
-from .layers import Linear as Linear
 from .layers import apply_rope as apply_rope
+from .linear import Linear as Linear
 from .masks import document_ids as document_ids
 from .moe import load_balance as load_balance
 from .norms import FullWidthNorm as FullWidthNorm
+from .norms import Leak as Leak
 from .norms import Norm as Norm
 from .norms import NormBuilder as NormBuilder
 from .norms import Scale as Scale

@@ -8,7 +8,7 @@ from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.kernels import Mask
 from hybridnorm.model.layers import Attention, FeedForward, KVCache, Rope
 from hybridnorm.model.moe import MoE, Routing
-from hybridnorm.model.norms import NormBuilder
+from hybridnorm.model.norms import Leak, NormBuilder
 from hybridnorm.placements import BlockSpec, Sublayer
 
 
@@ -29,9 +29,12 @@ class Residual(nn.Module):
         self.branch_scale = build.scale(spec.branch_scale)
         self.post_norm = build.norm(spec.post_norm)
 
-    def forward(self, x: Tensor, x_block: Tensor, **inputs: Any) -> Tensor:
-        """Streams `(batch, seq, d_model)` in and out; `inputs` go to the branch."""
-        n = self.input_norm(x)
+    def forward(self, x: Tensor, x_block: Tensor, read: Tensor, **inputs: Any) -> Tensor:
+        """Streams `(batch, seq, d_model)` in and out; `inputs` go to the branch.
+
+        `read` is x, or what both branches of a parallel block read.
+        """
+        n = self.input_norm(read)
         b = self.output_norm(self.branch(self.input_scale(n), **inputs))
         match self.skip:
             case "raw":
@@ -46,7 +49,7 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward (or experts), each around the residual stream."""
+    """Attention and feed-forward (or experts), each around the residual stream."""
 
     def __init__(self, config: ModelConfig, spec: BlockSpec, build: NormBuilder) -> None:
         super().__init__()
@@ -54,6 +57,9 @@ class Block(nn.Module):
         self.has_experts = config.has_experts(build.layer)
         network = MoE if self.has_experts else FeedForward
         feed_forward = network(config, spec.feed_forward, build)
+        self.is_parallel = spec.topology == "parallel"
+        self.shared_norm = build.norm(spec.shared_norm)
+        self.leak = Leak() if spec.leak else nn.Identity()
         self.attention = Residual(attention, spec.attention, build)
         self.feed_forward = Residual(feed_forward, spec.feed_forward, build)
 
@@ -67,5 +73,7 @@ class Block(nn.Module):
         """The stream `(batch, seq, d_model)`, and what the router did, if there is one."""
         routings: list[Routing] = []
         extra = {"routings": routings} if self.has_experts else {}
-        y_BTD = self.attention(x_BTD, x_BTD, rope=rope, cache=cache, mask=mask)
-        return self.feed_forward(y_BTD, x_BTD, **extra), routings
+        n_BTD = self.shared_norm(x_BTD)
+        y_BTD = self.leak(self.attention(x_BTD, x_BTD, n_BTD, rope=rope, cache=cache, mask=mask))
+        read_BTD = n_BTD if self.is_parallel else y_BTD
+        return self.leak(self.feed_forward(y_BTD, x_BTD, read_BTD, **extra)), routings

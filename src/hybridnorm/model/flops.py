@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 
 from hybridnorm.model.config import ModelConfig
-from hybridnorm.placements import HEAD_NORMS, Norm, Placement, Scale, Sublayer, norms_of
+from hybridnorm.placements import (
+    HEAD_NORMS,
+    BlockSpec,
+    Norm,
+    Placement,
+    Scale,
+    Sublayer,
+    norms_of,
+    registry,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ def parameter_counts(config: ModelConfig, placement: Placement) -> ParameterCoun
     vectors = 0
     for layer in range(n_layers):
         block = placement.block(layer, n_layers)
+        vectors += _norm_size(block.shared_norm, d_model) + block.leak
         vectors += sum(
             _sublayer_vectors(sublayer, config, layer)
             for sublayer in (block.attention, block.feed_forward)
@@ -59,26 +69,35 @@ def parameter_counts(config: ModelConfig, placement: Placement) -> ParameterCoun
     return ParameterCounts(
         embedding=embedding,
         head=0 if config.tie_embeddings else embedding,
-        matrices=sum(block_matrices(config, layer) for layer in range(n_layers)),
+        matrices=sum(block_matrices(config, placement, layer) for layer in range(n_layers)),
         experts=sum(expert_matrices(config, layer) for layer in range(n_layers)),
         active_experts=_active_experts(config),
         vectors=vectors,
     )
 
 
-def block_matrices(config: ModelConfig, layer: int) -> int:
+def block_matrices(config: ModelConfig, placement: Placement, layer: int) -> int:
     """Elements of the matrices of block `layer` that every token uses.
 
-    Attention has q, k, v, o; a feed-forward network (or the shared experts, as one) two or, gated,
-    three; experts have a router.
+    Attention has q, k, v, o and perhaps a gate; a gated norm has two; a feed-forward network (or
+    the shared experts, as one) two or, gated, three; experts have a router.
     """
     d_model, kv_width = config.d_model, config.kv_heads * config.head_dim
     attention = d_model * (2 * d_model + 2 * kv_width)
+    block = placement.block(layer, config.n_layers)
+    attention += d_model * block.attention.gate_width(config.n_heads, d_model)
+    attention += 2 * d_model * sum(norm.gate for norm in gated_norms(block))
     if config.has_experts(layer):
         shared = 3 * config.n_shared_experts * config.expert_width
         return attention + d_model * (config.n_experts + shared)
     n_matrices = 3 if config.activation == "swiglu" else 2
     return attention + n_matrices * d_model * config.d_ff
+
+
+def gated_norms(block: BlockSpec) -> list[Norm]:
+    """The norms of a block that have a gate."""
+    specs = (block, block.attention, block.feed_forward)
+    return [norm for spec in specs for norm in norms_of(spec).values() if norm.gate]
 
 
 def expert_matrices(config: ModelConfig, layer: int) -> int:
@@ -91,7 +110,7 @@ def _active_experts(config: ModelConfig) -> int:
     return everything * config.top_k // max(1, config.n_experts)
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> int:
+def flops_per_token(config: ModelConfig, seq_len: int, placement: Placement | None = None) -> int:
     """FLOPs of training on one token of a sequence of `seq_len`: forward and backward pass.
 
     The convention of model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B): matrix products
@@ -100,11 +119,15 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     sequence (a causal kernel does half of that); the head counts, the embedding lookup and the
     rows that pad the vocabulary do not.
 
+    Args:
+        placement: an explicit placement, instead of the one `config` names.
+
     Raises:
         HybridNormError: no vocabulary size.
     """
+    placement = placement or registry.placement(config.placement)
     vocab_size = config.vocab_size or config.padded_vocab_size  # which raises: there is none
-    products = sum(block_matrices(config, layer) for layer in range(config.n_layers))
+    products = sum(block_matrices(config, placement, layer) for layer in range(config.n_layers))
     products += _active_experts(config) + config.d_model * vocab_size
     attention = config.n_layers * 2 * seq_len * config.d_model
     return 3 * 2 * (products + attention)
@@ -141,9 +164,10 @@ def _gain_widths(name: str, norm: Norm, config: ModelConfig, layer: int) -> list
 
 
 def _norm_size(norm: Norm | None, width: int) -> int:
-    if norm is None or not norm.affine:
+    if norm is None:
         return 0
-    return width * (1 + norm.has_bias) + {"dyt": 1, "derf": 2}.get(norm.kind, 0)
+    gain = {"none": 0, "scalar": 1, "vector": width}[norm.affine]
+    return gain * (1 + norm.has_bias) + {"dyt": 1, "derf": 2}.get(norm.kind, 0)
 
 
 def _scale_size(scale: Scale, width: int) -> int:

@@ -30,9 +30,13 @@ def standard_deviation(config: ModelConfig, init: str, name: str) -> float:
     - deepnorm, subln: normal, with v, o, up and down times (8L)^(-1/4) (arXiv 2203.00555),
       sqrt(ln 2L) (arXiv 2210.06423); the gate keeps sigma, as in torchscale.
     - tiny: 1/sqrt(2 d L), embedding 0.5 (arXiv 2504.07866).
+
+    The second matrix of a norm's gate is zero in all.
     """
     sigma, n_layers = config.sigma, config.n_layers
     *path, matrix, _ = name.split(".")
+    if matrix == "gate_up":
+        return 0.0
     if init == "tiny":
         return 0.5 if matrix == "embedding" else 1 / math.sqrt(2 * config.d_model * n_layers)
     if init == "megatron" and matrix == "head":

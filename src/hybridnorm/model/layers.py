@@ -1,4 +1,4 @@
-"""Linear layers, rotary embedding, attention and feed-forward network.
+"""Rotary embedding, attention and feed-forward network.
 
 Shape suffixes: B batch, T sequence, D d_model, H query heads, G key/value heads, K head width,
 F d_ff.
@@ -12,24 +12,9 @@ from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.kernels import Mask, at_least_float32, attention
+from hybridnorm.model.linear import Linear
 from hybridnorm.model.norms import NormBuilder
 from hybridnorm.placements import AttentionSpec, FeedForwardSpec
-
-
-class Linear(nn.Linear):
-    """A bias-free linear layer whose float32 master weight is cast to its input's dtype.
-
-    This is the whole precision policy: the activations' dtype decides, on every device.
-    """
-
-    def __init__(self, d_in: int, d_out: int) -> None:
-        super().__init__(d_in, d_out, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Left empty: initialization.initialize draws all weights by name."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
 
 
 class Rope(NamedTuple):
@@ -97,7 +82,10 @@ class KVCaches(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with optional norms on q, k, v (before RoPE) and context."""
+    """Causal grouped-query attention with optional norms on q, k, v (before RoPE) and context.
+
+    An output gate multiplies the context before W_o (Qiu et al. 2025, arXiv 2505.06708).
+    """
 
     def __init__(self, config: ModelConfig, spec: AttentionSpec, build: NormBuilder) -> None:
         super().__init__()
@@ -107,6 +95,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.d_model, kv_heads * self.head_dim)
         self.v_proj = Linear(config.d_model, kv_heads * self.head_dim)
         self.o_proj = Linear(n_heads * self.head_dim, config.d_model)
+        width = spec.gate_width(n_heads, config.d_model)
+        self.gate_proj = Linear(config.d_model, width) if width else None
         self.q_norm = build.head_norm(spec.q_norm, n_heads)
         self.k_norm = build.head_norm(spec.k_norm, kv_heads)
         self.v_norm = build.head_norm(spec.v_norm, kv_heads)
@@ -130,6 +120,9 @@ class Attention(nn.Module):
         if cache is not None:
             k_BTGK, v_BTGK = cache.append(k_BTGK, v_BTGK)
         context_BTHK = self.context_norm(attention(q_BTHK, k_BTGK, v_BTGK, mask))
+        if self.gate_proj is not None:
+            gate_BTHK = self.gate_proj(x_BTD).unflatten(-1, (context_BTHK.shape[2], -1))
+            context_BTHK = context_BTHK * torch.sigmoid(gate_BTHK)
         return self.o_proj(context_BTHK.flatten(2))  # type: ignore[no-any-return]
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.kernels import GroupedLinear, at_least_float32
-from hybridnorm.model.layers import FeedForward, Linear
+from hybridnorm.model.layers import FeedForward
+from hybridnorm.model.linear import Linear
 from hybridnorm.model.norms import NormBuilder
 from hybridnorm.placements import FeedForwardSpec
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridnorm.model.kernels import at_least_float32, rms_norm
+from hybridnorm.model.linear import Linear
 from hybridnorm.placements import Norm as NormSpec
 from hybridnorm.placements import Scale as ScaleSpec
 
@@ -27,12 +28,16 @@ class Norm(nn.Module):
 
     def __init__(self, config: NormSpec, dim: int, *, gain: float, eps: float) -> None:
         super().__init__()
-        self.kind = config.kind
+        self.kind, self.dim = config.kind, dim
         self.eps = eps if config.eps is None else config.eps
         self.zero_centered = config.zero_centered
         self.initial = {"weight": gain - 1.0 if config.zero_centered else gain, "bias": 0.0}
-        self.weight = nn.Parameter(torch.empty(dim)) if config.affine else None
+        size = {"none": 0, "scalar": 1, "vector": dim}[config.affine]
+        self.weight = nn.Parameter(torch.empty(size)) if size else None
         self.bias = nn.Parameter(torch.empty(dim)) if config.has_bias else None
+        rank = config.gate
+        self.gate_down = Linear(dim, rank) if rank else None
+        self.gate_up = Linear(rank, dim) if rank else None
         if config.kind in ("dyt", "derf"):
             self.initial |= {"alpha": config.alpha_init, "shift": 0.0}
             self.alpha = nn.Parameter(torch.empty(1))
@@ -46,9 +51,17 @@ class Norm(nn.Module):
             parameter.fill_(self.initial[name])
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._affine(x)
+        if self.gate_down is None or self.gate_up is None:
+            return y
+        return y * torch.sigmoid(self.gate_up(F.silu(self.gate_down(y))))
+
+    def _affine(self, x: Tensor) -> Tensor:
         gain = None
         if self.weight is not None:
             gain = 1 + self.weight if self.zero_centered else self.weight
+            if len(gain) != self.dim:
+                gain = gain.expand(self.dim)
         if self.kind == "rms":
             return rms_norm(x, gain, self.eps)
         if self.kind == "layer":
@@ -104,6 +117,20 @@ class Scale(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.value:g}"
+
+
+class Leak(Scale):
+    """x - silu(g) * stop_gradient(x), g learned: smaller values, the same gradient.
+
+    GPAS, arXiv 2506.22049.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(ScaleSpec(learned="scalar"), 1, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return x - F.silu(self.weight).to(x.dtype) * x.detach()
 
 
 class Widths(Protocol):

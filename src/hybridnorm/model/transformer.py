@@ -11,7 +11,8 @@ from hybridnorm.model.block import Block
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.initialization import initialize, scheme
 from hybridnorm.model.kernels import Mask, linear_cross_entropy
-from hybridnorm.model.layers import KVCache, KVCaches, Linear, Rope, rope
+from hybridnorm.model.layers import KVCache, KVCaches, Rope, rope
+from hybridnorm.model.linear import Linear
 from hybridnorm.model.masks import continuation_mask, document_mask
 from hybridnorm.model.moe import Routing
 from hybridnorm.model.norms import NormBuilder

@@ -26,7 +26,8 @@ class MultiheadAttention(nn.Module):
     `is_causal` needs no mask beside it. A learned key (`add_bias_kv`) is normed like others.
 
     Args:
-        placement: a name, a `Placement` or a TOML file: its attention's inner norms. None: none.
+        placement: a name, a `Placement` or a TOML file: its attention's inner norms, and its
+            output gate, which reads the query. None: none.
         norm: "rms" or "layer" in place of the kind the placement says.
         n_kv_heads: key/value heads, each for `num_heads / n_kv_heads` query heads. None: as many.
         layer_norm_eps: of norms whose placement names none.
@@ -119,6 +120,9 @@ class MultiheadAttention(nn.Module):
         self.k_norm = build.head_norm(spec.k_norm, self.n_kv_heads)
         self.v_norm = build.head_norm(spec.v_norm, self.n_kv_heads)
         self.context_norm = build.head_norm(spec.context_norm, self.num_heads)
+        width, like = spec.gate_width(self.num_heads, self.embed_dim), self.out_proj.weight
+        factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        self.gate = nn.Linear(self.embed_dim, width, bias=False, **factory) if width else None
 
     def forward(
         self,
@@ -151,6 +155,9 @@ class MultiheadAttention(nn.Module):
         else:
             context_BHTK = weights @ self._for_each_query_head(heads[2])
         context_BTHK = self.context_norm(context_BHTK.transpose(1, 2))
+        if self.gate is not None:
+            gate = self._batch_first([self.gate(query)], batched)[0]
+            context_BTHK = context_BTHK * torch.unflatten(gate, -1, (self.num_heads, -1)).sigmoid()
         out = self.out_proj(context_BTHK.flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
@@ -164,11 +171,7 @@ class MultiheadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normed heads, batch first, with the learned and the zero key at the end."""
         projected = self._projected(query, key, value)
-        if not batched:
-            projected = [x.unsqueeze(0) for x in projected]
-        elif not self.batch_first:
-            projected = [x.transpose(0, 1) for x in projected]
-        q_BTD, k_BSD, v_BSD = projected
+        q_BTD, k_BSD, v_BSD = self._batch_first(projected, batched)
         if self.bias_k is not None and self.bias_v is not None:
             k_BSD, v_BSD = (
                 torch.cat((x, learned.expand(x.shape[0], -1, -1)), 1)
@@ -180,6 +183,11 @@ class MultiheadAttention(nn.Module):
         if self.add_zero_attn:
             k, v = (F.pad(x, (0, 0, 0, 0, 0, 1)) for x in (k, v))
         return q, k, v
+
+    def _batch_first(self, tensors: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
+        if not batched:
+            return [x.unsqueeze(0) for x in tensors]
+        return tensors if self.batch_first else [x.transpose(0, 1) for x in tensors]
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         packed, bias, widths = self.in_proj_weight, self.in_proj_bias, self.widths

@@ -36,22 +36,27 @@ class TransformerDecoderLayer(Layer):
         Raises:
             HybridNormError: a mask of another shape.
         """
+        read = self.shared_norm(tgt)
         x = self.self_attention(
             tgt,
             tgt,
+            read,
             attn_mask=tgt_mask,
             key_padding_mask=tgt_key_padding_mask,
             is_causal=tgt_is_causal,
         )
+        x = self.leak(x)
         x = self.cross_attention(
             x,
             tgt,
+            read if self.is_parallel else x,
             memory=memory,
             attn_mask=memory_mask,
             key_padding_mask=memory_key_padding_mask,
             is_causal=memory_is_causal,
         )
-        return self.feed_forward(x, tgt)  # type: ignore[no-any-return]
+        x = self.leak(x)
+        return self.leak(self.feed_forward(x, tgt, read if self.is_parallel else x))  # type: ignore[no-any-return]
 
 
 class TransformerDecoder(Stack):

@@ -26,14 +26,17 @@ class TransformerEncoderLayer(Layer):
         """
         if src.is_nested:
             return through_padding(self, src, src_mask, src_key_padding_mask, is_causal)
+        read = self.shared_norm(src)
         x = self.self_attention(
             src,
             src,
+            read,
             attn_mask=src_mask,
             key_padding_mask=src_key_padding_mask,
             is_causal=is_causal,
         )
-        return self.feed_forward(x, src)  # type: ignore[no-any-return]
+        x = self.leak(x)
+        return self.leak(self.feed_forward(x, src, read if self.is_parallel else x))  # type: ignore[no-any-return]
 
 
 class TransformerEncoder(Stack):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hybridnorm.model import Residual
+from hybridnorm.model import Leak, Residual
 from hybridnorm.nn.attention import MultiheadAttention
 from hybridnorm.nn.branches import Activation, Attend, FeedForward
 from hybridnorm.nn.placing import Plan, resolve
@@ -90,6 +90,9 @@ class Layer(nn.Module):
             HybridNormError: `layer` is not one of `n_layers`.
         """
         spec, build = self.plan.at(layer, n_layers)
+        self.is_parallel = spec.topology == "parallel"
+        self.shared_norm = build.norm(spec.shared_norm)
+        self.leak = Leak() if spec.leak else nn.Identity()
         for name in (*self.attentions, "feed_forward"):
             branch = self._branch(name)
             sublayer = spec.feed_forward if name == "feed_forward" else spec.attention

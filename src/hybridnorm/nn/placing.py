@@ -54,6 +54,7 @@ class Plan(Ranged):
             block,
             attention=self._of_kind(block.attention),
             feed_forward=self._of_kind(block.feed_forward),
+            shared_norm=self.norm(block.shared_norm),
         )
         return block, NormBuilder(layer, _Widths(self.d_model, self.head_dim, n_layers, self.eps))
 
@@ -69,6 +70,9 @@ class Plan(Ranged):
             if isinstance(part, Norm | Scale):
                 part.reset_parameters()
                 part.to(like.device, like.dtype)
+            if isinstance(part, Norm) and part.gate_down and part.gate_up:
+                nn.init.xavier_uniform_(part.gate_down.weight)
+                nn.init.zeros_(part.gate_up.weight)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from .equivalence import equivalents as equivalents
 from .equivalence import same_function_class as same_function_class
+from .override import Override as Override
+from .override import Patch as Patch
 from .parse import placement_from_dict as placement_from_dict
 from .parse import placement_to_dict as placement_to_dict
 from .properties import stream_norms as stream_norms
@@ -7,13 +9,13 @@ from .properties import without_effect as without_effect
 from .registry import placement as placement
 from .registry import strategies as strategies
 from .spec import HEAD_NORMS as HEAD_NORMS
+from .spec import Affine as Affine
 from .spec import AttentionSpec as AttentionSpec
 from .spec import BlockSpec as BlockSpec
 from .spec import FeedForwardSpec as FeedForwardSpec
 from .spec import Init as Init
 from .spec import Norm as Norm
-from .spec import Override as Override
-from .spec import Patch as Patch
+from .spec import OutputGate as OutputGate
 from .spec import Placement as Placement
 from .spec import Scale as Scale
 from .spec import Sublayer as Sublayer

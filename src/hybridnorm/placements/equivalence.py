@@ -19,6 +19,7 @@ from hybridnorm.placements.spec import (
     Placement,
     Scale,
     Sublayer,
+    Topology,
     norms_of,
 )
 
@@ -29,10 +30,13 @@ _WIDTH = 96  # any d_model: a power of the width is compared by its value there
 
 @dataclass(frozen=True)
 class Chain:
-    """A model as what it computes: its entry, and its sublayers, attention first."""
+    """A model as what it computes: its entry, its blocks, their sublayers, attention first."""
 
     embed_scale: Scale
     embed_norm: Norm | None
+    topology: Topology
+    leak: bool
+    shared_norms: tuple[Norm | None, ...]
     sublayers: tuple[Sublayer, ...]
 
 
@@ -48,16 +52,22 @@ def canonical_form(placement: Placement, n_layers: int) -> Chain:
         HybridNormError: overrides that contradict each other.
     """
     sublayers: list[Sublayer] = []
+    parallel = placement.topology == "parallel"
     for layer in range(n_layers):
         block = placement.block(layer, n_layers)
         sublayers += [_number(s, layer, n_layers) for s in (block.attention, block.feed_forward)]
     embed_norm = _number_norm(placement.embed_norm, "embed_norm", 0, n_layers)
     for index in range(len(sublayers)):
-        embed_norm = _move_norm(sublayers, index, embed_norm)
+        embed_norm = _move_norm(sublayers, index, embed_norm, parallel)
     if final := _number_norm(placement.final(n_layers), "final_norm", n_layers - 1, n_layers):
         sublayers[-1] = replace(sublayers[-1], post_norm=final)
     embed_scale = _number_scale(placement.embed_scale, 0, n_layers)
-    return Chain(embed_scale, embed_norm, tuple(sublayers))
+    shared_norms = tuple(
+        _number_norm(placement.shared_norm, "shared_norm", layer, n_layers)
+        for layer in range(n_layers)
+    )
+    topology, leak = placement.topology, placement.leak
+    return Chain(embed_scale, embed_norm, topology, leak, shared_norms, tuple(sublayers))
 
 
 def equivalents(placement: Placement) -> list[str]:
@@ -106,7 +116,9 @@ def _relaxed(placement: Placement, n_layers: int, relaxations: tuple[Relaxation,
     return replace(chain, sublayers=sublayers)
 
 
-def _move_norm(sublayers: list[Sublayer], index: int, embed_norm: Norm | None) -> Norm | None:
+def _move_norm(
+    sublayers: list[Sublayer], index: int, embed_norm: Norm | None, parallel: bool
+) -> Norm | None:
     """Spell a normed skip as a norm after the sublayer before; return the embedding norm.
 
     Not where that place is taken, and not out of a block whose feed-forward network reads the
@@ -114,7 +126,8 @@ def _move_norm(sublayers: list[Sublayer], index: int, embed_norm: Norm | None) -
     """
     spec = sublayers[index]
     is_attention = index % 2 == 0
-    if spec.skip != "normed" or (is_attention and "block_input" in sublayers[index + 1].skip):
+    reads_entry = is_attention and (parallel or "block_input" in sublayers[index + 1].skip)
+    if spec.skip != "normed" or reads_entry:
         return embed_norm
     before = sublayers[index - 1].post_norm if index else embed_norm
     if before is not None:

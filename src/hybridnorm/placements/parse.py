@@ -1,7 +1,7 @@
 """TOML tables to placements and back: the one format of the built-in table and of user files.
 
 Shorthands: a norm may be its kind (`input_norm = "rms"`) or "none", a scale may be a number
-(`branch_scale = 0.22`).
+(`branch_scale = 0.22`), `affine` may be true ("vector") or false ("none").
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,12 @@ from dataclasses import MISSING, fields
 from typing import Any, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.placements.override import Override, Patch
 from hybridnorm.placements.spec import (
     AttentionSpec,
     FeedForwardSpec,
     Kind,
     Norm,
-    Override,
-    Patch,
     Placement,
     Scale,
     Sublayer,
@@ -52,6 +51,8 @@ def _convert(cls: type, name: str, value: object, where: str) -> object:
         return _norm(value, where)
     if name.endswith("_scale") or name == "gain_init":
         return _scale(value, where)
+    if name == "affine" and isinstance(value, bool):
+        return "vector" if value else "none"
     return from_annotation(cls, name, value, where)
 
 

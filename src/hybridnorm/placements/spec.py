@@ -8,21 +8,27 @@ at the entry of its block:
     r  = {raw: x, normed: n, block_input: x_block, raw+block_input: x + x_block}[skip]
     x' = post_norm(skip_scale * r + branch_scale * b)    # or the bare sum
 
+In a parallel block (`topology`) both branches read x_block, or shared_norm(x_block), in place of x
+in the first line. A block that leaks (GPAS) passes x' - silu(g) * stop_gradient(x') on after both
+sublayers, with one learned g that starts at 0.
+
 Everything here is immutable, validated when built, and free of torch.
 """
 
 import math
-import re
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, TypeVar, get_args
 
 from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.placements.override import Override, Patch
 from hybridnorm.ranges import NotNegative, Range, Ranged
-from hybridnorm.text import count
 
 Kind = Literal["rms", "layer", "l2", "dyt", "derf"]
+Affine = Literal["none", "scalar", "vector"]
 Axis = Literal["head", "full"]
+OutputGate = Literal["none", "head", "element"]
 Skip = Literal["raw", "normed", "block_input", "raw+block_input"]
+Topology = Literal["sequential", "parallel"]
 Learned = Literal["none", "scalar", "channel"]
 Init = Literal["normal", "depth-scaled", "megatron", "deepnorm", "subln", "tiny"]
 
@@ -36,6 +42,7 @@ def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
 Value = Annotated[float, Range(at_least=-1_000_000_000, at_most=1_000_000_000)]
 Power = Annotated[float, Range(at_least=-4, at_most=4)]
 """The literature stays below 1, and large powers overflow."""
+Rank = Annotated[int, Range(at_least=0, at_most=100_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,36 +81,56 @@ class Scale(Ranged):
 ONE = Scale()
 HEAD_NORMS = ("q_norm", "k_norm", "v_norm", "context_norm")
 """The fields whose norms act on heads, one by one or (`axis = "full"`) all together."""
+_UNGATED = (*HEAD_NORMS, "mid_norm", "embed_norm", "final_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Ranged):
-    """A normalization. `eps` None takes the model's; `axis` matters only inside attention."""
+    """A normalization. `eps` None takes the model's; `axis` matters only inside attention.
+
+    `affine` is what it is multiplied by: nothing, one learned number, or one per channel. A `gate`
+    of a rank r above 0 multiplies the result y by sigmoid(W_up silu(W_down y)), W_up zero at first.
+    """
 
     kind: Kind = "rms"
-    affine: bool = True
+    affine: Affine = "vector"
     gain_init: Scale = ONE
     zero_centered: bool = False
     eps: NotNegative | None = None
     axis: Axis = "head"
     alpha_init: Value = 0.5
+    gate: Rank = 0
 
     @property
     def has_bias(self) -> bool:
-        return self.affine and self.kind in ("layer", "dyt", "derf")
+        return self.affine == "vector" and self.kind in ("layer", "dyt", "derf")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("kind", self.kind, get_args(Kind))
+        check_choice("affine", self.affine, get_args(Affine))
         check_choice("axis", self.axis, get_args(Axis))
         if self.gain_init.learned != "none":
             raise HybridNormError(
                 "gain_init: a gain is learned already; set only its initial value"
             )
-        if not self.affine and (self.zero_centered or not self.gain_init.is_one):
+        if self.affine == "none" and (self.zero_centered or not self.gain_init.is_one):
             raise HybridNormError("affine: a norm without a gain has no gain_init or zero_centered")
-        if self.kind in ("dyt", "derf") and not self.affine:
+        if self.kind in ("dyt", "derf") and self.affine != "vector":
             raise HybridNormError(f"affine: {self.kind} always has its gain and bias")
+
+
+def _check_gates(spec: object) -> None:
+    """Raise `HybridNormError` where a norm that has no gate in the literature is given one."""
+    for name, norm in norms_of(spec).items():
+        if norm.gate and name in _UNGATED:
+            raise HybridNormError(f"{name}.gate: only the norms around a branch have gates")
+
+
+def norms_of(spec: object) -> dict[str, Norm]:
+    """The norms among a spec's fields, by field name."""
+    values = {f.name: getattr(spec, f.name) for f in fields(spec)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if isinstance(value, Norm)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +151,7 @@ class Sublayer:
         return {name: getattr(self, name) for name in ("input_scale", "skip_scale", "branch_scale")}
 
     def __post_init__(self) -> None:
+        _check_gates(self)
         check_choice("skip", self.skip, get_args(Skip))
         if self.skip == "normed" and self.input_norm is None:
             raise HybridNormError("skip: 'normed' carries the input norm, so it needs input_norm")
@@ -131,12 +159,25 @@ class Sublayer:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec(Sublayer):
-    """The attention sublayer; its inner norms act before RoPE, the context norm before W_o."""
+    """The attention sublayer; its inner norms act before RoPE, the context norm before W_o.
+
+    With an `output_gate` what W_o reads is multiplied by sigmoid(n W_gate), n the branch's input:
+    one number for each head, or for each of its elements.
+    """
 
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     v_norm: Norm | None = None
     context_norm: Norm | None = None
+    output_gate: OutputGate = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("output_gate", self.output_gate, get_args(OutputGate))
+
+    def gate_width(self, n_heads: int, d_model: int) -> int:
+        """How many numbers the output gate has; 0 where there is none."""
+        return {"none": 0, "head": n_heads, "element": d_model}[self.output_gate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,67 +189,34 @@ class FeedForwardSpec(Sublayer):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """What one block does: its attention sublayer, then its feed-forward sublayer."""
+    """What one block does: its attention sublayer, then its feed-forward sublayer.
+
+    In a parallel one both read the block's input, through `shared_norm` where there is one.
+    """
 
     attention: AttentionSpec
     feed_forward: FeedForwardSpec
-
-
-Patch = tuple[tuple[str, object], ...]
-_Spec = TypeVar("_Spec", AttentionSpec, FeedForwardSpec)
-_SELECTOR = re.compile(
-    r"(?P<edge>first|last)(?: (?P<count>[1-9]\d*)| (?P<percent>\d+(?:\.\d+)?)%)?"
-    r"|every (?P<period>[1-9]\d*)"
-    r"|blocks (?P<listed>[1-9]\d*(?:, ?[1-9]\d*)*)",
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Override:
-    """Fields replaced in the blocks that `layers` selects.
-
-    `layers`: "first", "first 3", "first 25%" (rounded down), "last", "last 2", "every 4"
-    (blocks 4, 8, ...), "blocks 2, 5". Blocks are counted from 1, over the whole model.
-    """
-
-    layers: str
-    attention: Patch = ()
-    feed_forward: Patch = ()
+    topology: Topology = "sequential"
+    shared_norm: Norm | None = None
+    leak: bool = False
 
     def __post_init__(self) -> None:
-        match = _SELECTOR.fullmatch(self.layers)
-        if match is None or float(match["percent"] or 0) > 100:
+        check_choice("topology", self.topology, get_args(Topology))
+        if self.topology == "parallel" and self.feed_forward.skip != "raw":
             raise HybridNormError(
-                f"layers: cannot read {self.layers!r}; write first, first 3, first 25%, "
-                "last, last 2, every 4 or blocks 2, 5"
+                "feed_forward.skip: only 'raw' keeps what attention adds to a parallel block"
             )
-        for name in ("attention", "feed_forward"):
-            # The order of a patch means nothing, so equal patches should compare equal.
-            patch = sorted(getattr(self, name), key=lambda item: item[0])
-            object.__setattr__(self, name, tuple(patch))
+        sublayers = (self.attention, self.feed_forward)
+        if self.leak and any(s.post_norm or s.skip == "normed" for s in sublayers):
+            raise HybridNormError("leak: norms on the stream undo it; it is for raw skips alone")
+        if self.topology == "sequential" and self.shared_norm:
+            raise HybridNormError(
+                "shared_norm: the branches of a sequential block read different streams; set "
+                'topology = "parallel"'
+            )
 
-    def selects(self, layer: int, n_layers: int) -> bool:
-        match = _SELECTOR.fullmatch(self.layers)
-        assert match is not None
-        if match["listed"]:
-            return layer + 1 in map(int, match["listed"].split(","))
-        if match["period"]:
-            return (layer + 1) % int(match["period"]) == 0
-        n_selected = int(match["count"] or 1)
-        if match["percent"]:
-            n_selected = int(float(match["percent"]) / 100 * n_layers + 1e-9)
-        return layer < n_selected if match["edge"] == "first" else layer >= n_layers - n_selected
 
-    def missing(self, n_layers: int) -> str:
-        """What `layers` names that a model of `n_layers` blocks has not; "" where nothing."""
-        listed = re.findall(r"\d+", self.layers) if self.layers.startswith("blocks") else []
-        beyond = [number for number in listed if int(number) > n_layers]
-        if beyond:
-            return f"there is no block {', '.join(beyond)} among {n_layers}"
-        if not any(self.selects(layer, n_layers) for layer in range(n_layers)):
-            return f"{self.layers!r} selects none of {count(n_layers, 'block')}"
-        return ""
+_Spec = TypeVar("_Spec", AttentionSpec, FeedForwardSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +236,9 @@ class Placement:
     embed_norm: Norm | None = None
     embed_scale: Scale = ONE
     final_norm: Norm | None = Norm()
+    topology: Topology = "sequential"
+    shared_norm: Norm | None = None
+    leak: bool = False
     init: Init = "normal"
     source: str = ""
     note: str = ""
@@ -235,14 +246,18 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_choice("init", self.init, get_args(Init))
+        _check_gates(self)
         if self.embed_scale.layer_power:
             raise HybridNormError(
                 "embed_scale.layer_power: the embedding is in no block; remove it"
             )
         # A broken override must fail when the placement is read, not when the model is built.
+        self._block(self.attention, self.feed_forward)
         for i, override in enumerate(self.overrides):
-            _patched(self.attention, override.attention, f"overrides[{i}].attention")
-            _patched(self.feed_forward, override.feed_forward, f"overrides[{i}].feed_forward")
+            self._block(
+                _patched(self.attention, override.attention, f"overrides[{i}].attention"),
+                _patched(self.feed_forward, override.feed_forward, f"overrides[{i}].feed_forward"),
+            )
 
     def block(self, layer: int, n_layers: int) -> BlockSpec:
         """The spec of block `layer` (from 0) of `n_layers`, overrides applied in order.
@@ -258,7 +273,16 @@ class Placement:
                 where = f"overrides: in block {layer + 1} of {n_layers}, "
                 attention = _patched(attention, override.attention, f"{where}attention")
                 feed_forward = _patched(feed_forward, override.feed_forward, f"{where}feed_forward")
-        return BlockSpec(attention=attention, feed_forward=feed_forward)
+        return self._block(attention, feed_forward)
+
+    def _block(self, attention: AttentionSpec, feed_forward: FeedForwardSpec) -> BlockSpec:
+        return BlockSpec(
+            attention=attention,
+            feed_forward=feed_forward,
+            topology=self.topology,
+            shared_norm=self.shared_norm,
+            leak=self.leak,
+        )
 
     def final(self, n_layers: int) -> Norm | None:
         """The norm before the head: a last sublayer that ends in a post-norm needs no second one.
@@ -275,9 +299,3 @@ def _patched(spec: _Spec, patch: Patch, where: str) -> _Spec:
         return replace(spec, **dict(patch)) if patch else spec  # type: ignore[arg-type]
     except HybridNormError as error:
         raise HybridNormError(f"{where}.{error}") from None
-
-
-def norms_of(spec: object) -> dict[str, Norm]:
-    """The norms among a spec's fields, by field name."""
-    values = {f.name: getattr(spec, f.name) for f in fields(spec)}  # type: ignore[arg-type]
-    return {name: value for name, value in values.items() if isinstance(value, Norm)}

@@ -122,6 +122,9 @@ class OptimizerConfig(Ranged):
     """Decoupled weight decay of the decayed groups."""
     decay_norms: bool = True
     """Decay norm gains, biases and learned scales, as the authors do."""
+    undecayed_gains: tuple[Literal["stream", "input", "output", "heads", "hidden"], ...] = ()
+    """Norms whose gains and biases are left alone all the same, by what they norm: the stream, the
+    input or output of a branch, q, k, v and context of heads, the hidden activation."""
     decay_embeddings: bool = False
     """Decay the embedding matrix; the authors do for MoE only."""
     grad_clip: Positive = 1.0

@@ -45,6 +45,19 @@ def test_decay_groups_of_the_paper() -> None:
     assert set(decays.values()) == {0.0, 0.1}
 
 
+def test_gains_are_left_alone_by_what_they_norm() -> None:
+    model = Transformer(replace(CONFIG, placement="hybridnorm-star-7b"))
+    config = OptimizerConfig(undecayed_gains=("stream", "heads"))
+    decays = weight_decays(model, config)
+    alone = {name for name, decay in decays.items() if decay == 0} - {"embedding.weight"}
+    # The first block carries the raw stream: its norms are of branch inputs.
+    first = [f"blocks.0.{norm}" for norm in ("attention.input_norm", "feed_forward.input_norm")]
+    assert not alone & {f"{norm}.weight" for norm in (*first, "final_norm")}
+    heads = {n for n in decays if n.endswith(("q_norm.weight", "k_norm.weight", "v_norm.weight"))}
+    stream = {n for n in decays if n.endswith("feed_forward.input_norm.weight")}
+    assert alone == heads | stream - {"blocks.0.feed_forward.input_norm.weight"}
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon", SGD])
 def test_the_other_decay_groups(name: str) -> None:
     model = Transformer(replace(CONFIG, placement="peri-ln"))

@@ -35,7 +35,7 @@ def classify_command(
     report = classify(module, inputs)
     console = Screen()
     console.print(str(report))
-    if out is not None and report.topology == "sequential":
+    if out is not None:
         write_whole(out / "found.toml", report.toml())
         svg, png = save_drawing(report.placement, out, report.n_layers)
         console.print(f"\ndrawn in {svg} and {png}; {out / 'found.toml'} for --model.placement")

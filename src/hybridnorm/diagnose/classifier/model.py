@@ -13,7 +13,7 @@ from hybridnorm.diagnose.classifier.graph import Graph
 from hybridnorm.diagnose.classifier.mistakes import mistakes
 from hybridnorm.diagnose.classifier.nearest import Nearest, Placed, block_spec, nearest
 from hybridnorm.diagnose.classifier.norms import FoundNorm
-from hybridnorm.diagnose.classifier.sublayers import NORMS, FoundBlock, FoundSublayer, read_block
+from hybridnorm.diagnose.classifier.sublayers import NORMS, FoundBlock, read_block
 from hybridnorm.diagnose.classifier.trace import trace
 from hybridnorm.placements import Placement, placement, placement_to_dict
 from hybridnorm.placements.show import block_lines
@@ -57,7 +57,7 @@ class Report:
     @property
     def is_exact(self) -> bool:
         """Whether it is the nearest built-in placement, up to RMSNorm or LayerNorm."""
-        return not self.nearest.differences and self.topology == "sequential"
+        return not self.nearest.differences
 
     def toml(self) -> str:
         """The placement's TOML, which every verb takes."""
@@ -96,10 +96,6 @@ class Report:
 
     def _in_our_words(self) -> Iterator[str]:
         yield "\nequations"
-        if self.topology == "parallel":
-            yield from (f"  {line}" for line in _parallel_equations([*self.blocks.values()][-1]))
-            yield "  (the vocabulary has no parallel blocks: no TOML, no drawing)"
-            return
         yield from (f"  {line}" for line in block_lines(self.placement, self.n_layers))
         yield "\nTOML"
         yield from (f"  {line}".rstrip() for line in self.toml().splitlines())
@@ -207,23 +203,3 @@ def _of_the_stream(block: Block, read: FoundBlock) -> Statement:
 
 def _size(x: Tensor) -> float:
     return float(x.double().norm())
-
-
-def _parallel_equations(block: FoundBlock) -> Iterator[str]:
-    names = {"attention": "Attn", "cross-attention": "Cross", "feed-forward": "FFN"}
-    inputs = list(dict.fromkeys(_where(s) for s in block.sublayers if "input" in s.norms))
-    numbered = len(inputs) > 1
-    terms = []
-    for s in block.sublayers:
-        read = "x"
-        if "input" in s.norms:
-            number = str(inputs.index(_where(s)) + 1).translate(str.maketrans("0123", "₀₁₂₃"))
-            read = f"N{number * numbered}(x)"
-        term = f"{names[s.role]}({read})"
-        terms.append(f"N_out({term})" if "output" in s.norms else term)
-    yield f"x' = x + {' + '.join(terms)}"
-    yield from (f"N{'₁₂₃'[i] * numbered}: {name}" for i, name in enumerate(inputs))
-
-
-def _where(sublayer: FoundSublayer) -> str:
-    return sublayer.norms["input"].where

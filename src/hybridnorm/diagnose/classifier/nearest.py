@@ -49,10 +49,27 @@ def block_spec(block: FoundBlock) -> BlockSpec:
     if attention:
         inner = {f"{place}_norm": attention.spec(place) for place in ("q", "k", "v", "context")}
     mid: dict[str, Any] = {"mid_norm": network.spec("mid")} if network else {}
-    return BlockSpec(
+    spec = BlockSpec(
         attention=AttentionSpec(**_outer(attention), **inner),
         feed_forward=FeedForwardSpec(**_outer(network), **mid),
     )
+    if not block.parallel:
+        return spec
+    shared = _shared_norm(attention, network)
+    if shared:
+        spec = replace(
+            spec,
+            attention=replace(spec.attention, input_norm=None),
+            feed_forward=replace(spec.feed_forward, input_norm=None),
+        )
+    return replace(spec, topology="parallel", shared_norm=shared)
+
+
+def _shared_norm(*sublayers: FoundSublayer | None) -> Norm | None:
+    """The input norm of both, where it is one and the same."""
+    found = [s.norms.get("input") if s else None for s in sublayers]
+    first = found[0]
+    return first.spec() if first and all(n and n.where == first.where for n in found) else None
 
 
 def _outer(sublayer: FoundSublayer | None) -> dict[str, Any]:
@@ -92,9 +109,15 @@ def _spellings(blocks: list[Placed]) -> Iterator[list[Placed]]:
 
 def _normed_skip(spec: BlockSpec) -> BlockSpec:
     post = spec.attention.post_norm
-    if post is None or spec.feed_forward.input_norm or spec.feed_forward.skip != "raw":
+    if (
+        post is None
+        or spec.topology == "parallel"
+        or spec.feed_forward.input_norm
+        or spec.feed_forward.skip != "raw"
+    ):
         return spec
-    return BlockSpec(
+    return replace(
+        spec,
         attention=replace(spec.attention, post_norm=None),
         feed_forward=replace(spec.feed_forward, input_norm=post, skip="normed"),
     )
@@ -117,6 +140,8 @@ def _placement(blocks: list[Placed], **ends: Norm | None) -> Placement:
         attention=base.attention,
         feed_forward=base.feed_forward,
         overrides=tuple(overrides),
+        topology=base.topology,
+        shared_norm=base.shared_norm,
         **ends,  # type: ignore[arg-type]
     )
 
@@ -131,6 +156,11 @@ def _patch(base: Any, other: Any) -> tuple[tuple[str, object], ...]:
 
 def _differences(block: Placed, known: Placement, d_model: int) -> Iterator[tuple[float, str]]:
     known_block = known.block(block.layer, block.n_layers)
+    if block.spec.topology != known.topology:
+        yield 2.0, f"topology: {block.spec.topology} here, {known.topology} there"
+    if known.leak:
+        yield 1.0, "leak: none here, one there"
+    yield from _norms_or_none("shared_norm", block.spec.shared_norm, known.shared_norm)
     for part in ("attention", "feed_forward"):
         here, there = getattr(block.spec, part), getattr(known_block, part)
         for f in fields(here):
@@ -138,24 +168,30 @@ def _differences(block: Placed, known: Placement, d_model: int) -> Iterator[tupl
             where = f"{part}.{f.name}"
             if isinstance(one, Scale):
                 yield from _scales(where, one, other, block, d_model)
-            elif isinstance(one, Norm) and isinstance(other, Norm):
-                yield from _norms(where, one, other)
+            elif f.name.endswith("_norm"):
+                yield from _norms_or_none(where, one, other)
             elif one != other:
-                words = {None: "none"}
-                a, b = (
-                    words.get(v, "a norm" if isinstance(v, Norm) else repr(v)) for v in (one, other)
-                )
-                yield 1.0, f"{where}: {a} here, {b} there"
+                yield 1.0, f"{where}: {one!r} here, {other!r} there"
+
+
+def _norms_or_none(where: str, one: Norm | None, other: Norm | None) -> Iterator[tuple[float, str]]:
+    if one and other:
+        yield from _norms(where, one, other)
+    elif one or other:
+        a, b = ("a norm" if norm else "none" for norm in (one, other))
+        yield 1.0, f"{where}: {a} here, {b} there"
 
 
 def _norms(where: str, one: Norm, other: Norm) -> Iterator[tuple[float, str]]:
     kinds = {one.kind, other.kind}
     if len(kinds) > 1 and kinds != {"rms", "layer"}:
         yield 1.0, f"{where}: {one.kind} here, {other.kind} there"
-    if where.split(".")[1] in HEAD_NORMS and one.axis != other.axis:
+    if where.rpartition(".")[2] in HEAD_NORMS and one.axis != other.axis:
         yield 0.5, f"{where}: {one.axis} here, {other.axis} there"
     if one.affine != other.affine:
-        yield 0.25, f"{where}: {'a' if one.affine else 'no'} gain here"
+        yield 0.25, f"{where}: gain {one.affine} here, {other.affine} there"
+    if one.gate != other.gate:
+        yield 1.0, f"{where}: gate of rank {one.gate} here, {other.gate} there"
     if one.zero_centered != other.zero_centered:
         yield 0.25, f"{where}: {'1 + γ' if one.zero_centered else 'a plain gain'} here"
 

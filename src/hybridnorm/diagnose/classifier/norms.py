@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hybridnorm.placements import Norm
+from hybridnorm.placements import Affine, Norm
 
 Gain = Literal["plain", "zero-centred", "scalar", "none", "cannot tell"]
 _CLOSE = 2e-3
 _KINDS = ("rms", "layer", "l2")
+_AFFINE: dict[Gain, Affine] = {"none": "none", "scalar": "scalar"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,9 @@ class FoundNorm:
     def spec(self, axis: Literal["head", "full"] = "head") -> Norm:
         """In our vocabulary."""
         kind = self.kind if self.kind in _KINDS else "rms"
-        affine = self.gain != "none"
         return Norm(
             kind=kind,  # type: ignore[arg-type]
-            affine=affine,
+            affine=_AFFINE.get(self.gain, "vector"),
             zero_centered=self.gain == "zero-centred",
             eps=self.eps,
             axis=axis,

@@ -8,9 +8,13 @@ the stream at the block's entry:
     r  = {raw: x, normed: n, block_input: x_block, raw+block_input: x + x_block}[skip]
     x' = post_norm(skip_scale * r + branch_scale * b)    # or the bare sum
 
-`config.placement` holds these fields for each kind of block. Beside them, attention has q_norm,
-k_norm, v_norm (before the rotary embedding and the cache) and context_norm (before o_proj), and
-the feed-forward network has mid_norm (on its hidden activation). What is null is absent.
+In a parallel block both sublayers read x_block, or shared_norm(x_block), in place of x in the
+first line. `config.placement` holds these fields for each kind of block. Beside them, attention has
+q_norm, k_norm, v_norm (before the rotary embedding and the cache) and context_norm (before o_proj),
+and the feed-forward network has mid_norm (on its hidden activation). A gated norm multiplies its
+result y by sigmoid(W_up silu(W_down y)); an output_gate multiplies what o_proj reads by one of the
+branch's input. A block that leaks passes x' - silu(g) * stop_gradient(x') on after both sublayers.
+What is null or left out is absent.
 """
 
 import inspect
@@ -34,101 +38,23 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hybridnorm import HybridNormConfig
+from .norms_hybridnorm import (
+    STD,
+    HybridNormGains,
+    HybridNormLeak,
+    Spec,
+    build,
+    build_head_norm,
+    linear,
+)
 
-Spec = dict[str, Any]
-STD = "initial_std"  # of a module's matrix
 # transformers 5.24 renamed it.
 _MASK = inspect.signature(create_causal_mask).parameters
 CACHE = "cache" if "cache" in _MASK else "past_key_values"
 
 
-class HybridNormGains(nn.Module):
-    """Parameters with a number each to start from."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    alpha: Tensor
-    shift: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.initial: dict[str, float] = {}
-
-    def learn(self, name: str, dim: int, initial: float, is_there: bool) -> None:
-        self.register_parameter(name, nn.Parameter(torch.empty(dim)) if is_there else None)
-        self.initial |= {name: initial} if is_there else {}
-
-
-class HybridNormNorm(HybridNormGains):
-    """One normalization over the last dimension, with statistics in float32 at least."""
-
-    def __init__(self, spec: Spec, dim: int) -> None:
-        super().__init__()
-        self.kind, self.eps, self.zero_centered = spec["kind"], spec["eps"], spec["zero_centered"]
-        squashes = self.kind in ("dyt", "derf")
-        self.learn("weight", dim, spec["gain_init"] - self.zero_centered, spec["affine"])
-        self.learn("bias", dim, 0.0, spec["affine"] and (squashes or self.kind == "layer"))
-        self.learn("alpha", 1, spec["alpha_init"], squashes)
-        self.learn("shift", 1, 0.0, self.kind == "derf")
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        dtype = hidden_states.dtype
-        wide = hidden_states.to(torch.promote_types(dtype, torch.float32))
-        normed = self._normalize(wide).to(dtype)
-        if self.weight is not None:
-            gain = 1 + self.weight if self.zero_centered else self.weight
-            normed = normed * gain.to(dtype)
-        return normed if self.bias is None else normed + self.bias.to(dtype)
-
-    def _normalize(self, x: Tensor) -> Tensor:
-        if self.kind == "rms":
-            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.kind == "layer":
-            return F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        if self.kind == "l2":
-            return F.normalize(x, dim=-1, eps=self.eps)
-        if self.kind == "dyt":
-            return torch.tanh(self.alpha * x)
-        return torch.erf(self.alpha * x + self.shift)  # derf
-
-
-class HybridNormFullWidthNorm(HybridNormNorm):
-    """A norm over all heads together, `(batch, seq, heads, head_dim)` in and out."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states.flatten(-2)).view_as(hidden_states)
-
-
-class HybridNormScale(HybridNormGains):
-    """A factor: a number, or a learned scalar or vector that starts there."""
-
-    def __init__(self, spec: Spec, dim: int) -> None:
-        super().__init__()
-        self.value, learned = spec["value"], spec["learned"]
-        self.learn("weight", 1 if learned == "scalar" else dim, self.value, learned != "none")
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        factor = self.value if self.weight is None else self.weight.to(hidden_states.dtype)
-        return hidden_states * factor
-
-
-def build(spec: Spec | None, dim: int) -> nn.Module:
-    """A norm or a scale; the identity where there is none."""
-    if spec is None:
-        return nn.Identity()
-    return HybridNormScale(spec, dim) if "learned" in spec else HybridNormNorm(spec, dim)
-
-
-def build_head_norm(spec: Spec | None, n_heads: int, head_dim: int) -> nn.Module:
-    if spec is not None and spec["axis"] == "full":
-        return HybridNormFullWidthNorm(spec, n_heads * head_dim)
-    return build(spec, head_dim)
-
-
 def build_linear(config: HybridNormConfig, name: str, layer: int, d: int, out: int) -> nn.Linear:
-    linear = nn.Linear(d, out, bias=False)
-    setattr(linear, STD, config.standard_deviation(name, layer))
-    return linear
+    return linear(d, out, config.standard_deviation(name, layer))
 
 
 class HybridNormResidual(nn.Module):
@@ -137,12 +63,10 @@ class HybridNormResidual(nn.Module):
     def __init__(self, spec: Spec, dim: int) -> None:
         super().__init__()
         self.skip = spec["skip"]
-        self.input_norm = build(spec["input_norm"], dim)
-        self.input_scale = build(spec["input_scale"], dim)
-        self.output_norm = build(spec["output_norm"], dim)
-        self.skip_scale = build(spec["skip_scale"], dim)
-        self.branch_scale = build(spec["branch_scale"], dim)
-        self.post_norm = build(spec["post_norm"], dim)
+        norms = (build(spec[f"{place}_norm"], dim) for place in ("input", "output", "post"))
+        self.input_norm, self.output_norm, self.post_norm = norms
+        scales = (build(spec[f"{place}_scale"], dim) for place in ("input", "skip", "branch"))
+        self.input_scale, self.skip_scale, self.branch_scale = scales
 
     def forward(self, branch: Tensor, stream: Tensor, normed: Tensor, entry: Tensor) -> Tensor:
         """The stream after a sublayer that read `input_scale(normed)` and gave `branch`."""
@@ -164,6 +88,8 @@ class HybridNormAttention(nn.Module):
         self.k_proj = build_linear(config, "k_proj", layer_idx, dim, kv_heads * head_dim)
         self.v_proj = build_linear(config, "v_proj", layer_idx, dim, kv_heads * head_dim)
         self.o_proj = build_linear(config, "o_proj", layer_idx, heads * head_dim, dim)
+        width = {"head": heads, "element": dim}.get(spec.get("output_gate", ""), 0)
+        self.gate_proj = build_linear(config, "gate_proj", layer_idx, dim, width) if width else None
         self.q_norm = build_head_norm(spec["q_norm"], heads, head_dim)
         self.k_norm = build_head_norm(spec["k_norm"], kv_heads, head_dim)
         self.v_norm = build_head_norm(spec["v_norm"], kv_heads, head_dim)
@@ -188,6 +114,9 @@ class HybridNormAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, olmo2.eager_attention_forward)
         context, weights = attend(self, query, key, value, attention_mask, dropout=0.0, **kwargs)
         context = self.context_norm(context.reshape(shape))
+        if self.gate_proj is not None:
+            gate = self.gate_proj(hidden_states).unflatten(-1, (context.shape[-2], -1))
+            context = context * gate.sigmoid()
         return self.o_proj(context.flatten(-2)), weights
 
 
@@ -274,6 +203,9 @@ class HybridNormDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: HybridNormConfig, layer_idx: int) -> None:
         super().__init__()
         spec = config.placement["kinds"][config.placement["layers"][layer_idx]]
+        self.is_parallel = spec.get("parallel", False)
+        self.shared_norm = build(spec.get("shared_norm"), config.hidden_size)
+        self.leak = HybridNormLeak() if spec.get("leak") else nn.Identity()
         self.attention_residual = HybridNormResidual(spec["attention"], config.hidden_size)
         self.self_attn = HybridNormAttention(config, spec["attention"], layer_idx)
         self.feed_forward_residual = HybridNormResidual(spec["feed_forward"], config.hidden_size)
@@ -283,14 +215,15 @@ class HybridNormDecoderLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         around = self.attention_residual
         entry = stream = hidden_states
-        normed = around.input_norm(stream)
+        read = self.shared_norm(stream)
+        normed = around.input_norm(read)
         branch, _ = self.self_attn(around.input_scale(normed), **kwargs)
-        stream = around(branch, stream, normed, entry)
+        stream = self.leak(around(branch, stream, normed, entry))
 
         around = self.feed_forward_residual
-        normed = around.input_norm(stream)
+        normed = around.input_norm(read if self.is_parallel else stream)
         branch = self.mlp(around.input_scale(normed))
-        return around(branch, stream, normed, entry)
+        return self.leak(around(branch, stream, normed, entry))
 
 
 class HybridNormPreTrainedModel(PreTrainedModel):
@@ -322,13 +255,15 @@ class HybridNormPreTrainedModel(PreTrainedModel):
                     _truncated_normal(weight, std)
             _truncated_normal(module.down_proj, down)
         elif hasattr(module, STD):
-            _truncated_normal(module.get_parameter("weight"), getattr(module, STD))
+            std = getattr(module, STD)
+            std = self.config.standard_deviation(std) if isinstance(std, str) else std
+            _truncated_normal(module.get_parameter("weight"), std)
         else:
             super()._init_weights(module)
 
 
 def _truncated_normal(weight: Tensor, std: float) -> None:
-    init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+    init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std) if std else init.zeros_(weight)
 
 
 class HybridNormModel(HybridNormPreTrainedModel):
@@ -389,8 +324,8 @@ class HybridNormForCausalLM(HybridNormPreTrainedModel, GenerationMixin):
     def __init__(self, config: HybridNormConfig) -> None:
         super().__init__(config)
         self.model = HybridNormModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        setattr(self.lm_head, STD, config.standard_deviation("lm_head"))
+        std = config.standard_deviation("lm_head")
+        self.lm_head = linear(config.hidden_size, config.vocab_size, std)
         self.post_init()
 
     @can_return_tuple
@@ -430,10 +365,8 @@ class HybridNormForCausalLM(HybridNormPreTrainedModel, GenerationMixin):
 
     def _router_loss(self, router_logits: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
         """Load balance (1 if balanced) and z-loss, weighted, means over the layers."""
-        config, logits = (
-            self.config,
-            torch.stack(router_logits).float(),
-        )  # (layers, tokens, experts)
+        config = self.config
+        logits = torch.stack(router_logits).float()  # (layers, tokens, experts)
         if mask is not None and mask.dim() == 2:
             logits = logits[:, mask.flatten().bool()]
         probabilities = logits.softmax(-1)

@@ -27,7 +27,10 @@ _MATRICES = {
     **{f"{name}_proj": f"attention.branch.{name}_proj" for name in "qkvo"},
     **{f"{name}_proj": f"feed_forward.branch.{name}_proj" for name in ("gate", "up", "down")},
     "router": "feed_forward.branch.router",
+    "gate_down": "feed_forward.input_norm.gate_down",
 }
+_LATER = [("output_gate", "none")]
+"""Left out, as exports made before there were such fields do not have them."""
 
 
 def to_config(config: ModelConfig, placement: Placement, **others: Any) -> HybridNormConfig:
@@ -113,7 +116,8 @@ def from_config(config: HybridNormConfig) -> tuple[ModelConfig, Placement]:
     if "definition" not in resolved:
         raise HybridNormError("config: placement.definition is missing; export the model again")
     placement = placement_from_dict(resolved["definition"])
-    if resolve(placement, shape) != resolved:
+    # A definition may be older than a word for the same.
+    if resolve(placement, shape) | {"definition": resolved["definition"]} != resolved:
         raise HybridNormError("config: placement.definition is not what placement.kinds say")
     return shape, placement
 
@@ -142,6 +146,10 @@ def resolve(placement: Placement, config: ModelConfig) -> dict[str, Any]:
             "feed_forward": _sublayer(block.feed_forward, value),
             "experts": config.has_experts(layer),
         }
+        if block.topology == "parallel":
+            kind |= {"parallel": True, "shared_norm": value(block.shared_norm)}
+        if block.leak:
+            kind["leak"] = True
         if kind not in kinds:
             kinds.append(kind)
         layers.append(kinds.index(kind))
@@ -157,7 +165,8 @@ def resolve(placement: Placement, config: ModelConfig) -> dict[str, Any]:
 
 
 def _sublayer(spec: Sublayer, value: Callable[[Any], Any]) -> dict[str, Any]:
-    return {f.name: value(getattr(spec, f.name)) for f in fields(spec)}
+    found = {f.name: value(getattr(spec, f.name)) for f in fields(spec)}
+    return {name: field for name, field in found.items() if (name, field) not in _LATER}
 
 
 def _resolver(layer: int, config: ModelConfig) -> Callable[[Any], Any]:
@@ -168,15 +177,16 @@ def _resolver(layer: int, config: ModelConfig) -> Callable[[Any], Any]:
 
     def value(field: Any) -> Any:
         if isinstance(field, Norm):
-            return {
+            norm = {
                 "kind": field.kind,
                 "axis": field.axis,
-                "affine": field.affine,
+                "affine": {"none": False, "vector": True}.get(field.affine, field.affine),
                 "zero_centered": field.zero_centered,
                 "eps": config.norm_eps if field.eps is None else field.eps,
                 "gain_init": number(field.gain_init),
                 "alpha_init": field.alpha_init,
             }
+            return norm | {"gate": field.gate} if field.gate else norm
         if isinstance(field, Scale):
             factor = {"value": number(field), "learned": field.learned}
             return None if factor == {"value": 1.0, "learned": "none"} else factor

@@ -129,6 +129,10 @@ def _misfits(stock: Stock, config: ModelConfig, placement: Placement) -> Iterato
         yield f"{_NO_PLACE} embed_norm"
     if not placement.embed_scale.is_one:
         yield f"{_NO_PLACE} embed_scale"
+    if placement.topology != "sequential":
+        yield f"{_NO_PLACE} topology {placement.topology}"
+    if placement.leak:
+        yield f"{_NO_PLACE} leak"
     wanted = stock.placement.block(0, 1)
     for layer in range(config.n_layers):
         found = placement.block(layer, config.n_layers)
@@ -144,7 +148,7 @@ def _misfits(stock: Stock, config: ModelConfig, placement: Placement) -> Iterato
 
 
 def _how(ours: object, theirs: object) -> str:
-    if theirs is None:
+    if theirs in (None, "none"):
         return _NO_PLACE
     return "needs the" if ours is None else "has another"
 

@@ -98,9 +98,11 @@ def _source(model: Transformer, name: str, norms: StockNames) -> Source:
         return Source(f"{_OUTSIDE[module]}.{parameter}")
     _, layer, sublayer, part, *rest = name.split(".")
     where = f"model.layers.{layer}"
+    if sublayer not in _BRANCH:  # a norm of the block
+        return Source(".".join((where, sublayer, part, *rest)))
     if part != "branch":
         stock = norms.get(f"{sublayer}.{part}", f"{sublayer}_residual.{part}")
-        return Source(f"{where}.{stock}.{parameter}")
+        return Source(".".join((where, stock, *rest)))
     where = f"{where}.{_BRANCH[sublayer]}"
     is_of_experts = rest[0].endswith("_proj") or rest[0] == "mid_norm"
     if sublayer == "feed_forward" and model.config.has_experts(int(layer)) and is_of_experts:

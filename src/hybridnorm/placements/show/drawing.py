@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from hybridnorm.errors import HybridNormError
 from hybridnorm.placements.show import parts
 from hybridnorm.placements.show.canvas import GREY, Canvas, text_width
-from hybridnorm.placements.show.equations import carried
+from hybridnorm.placements.show.equations import carried, reads
 from hybridnorm.placements.show.parts import Part
 from hybridnorm.placements.show.symbols import Group, Symbols
 from hybridnorm.placements.spec import Placement, Scale, Sublayer
@@ -96,12 +96,10 @@ class _Column:
     def __init__(self, group: Group, symbols: Symbols, entry: list[Part], head: list[Part]) -> None:
         self.group, self.symbols, self.entry, self.head = group, symbols, entry, head
         self.specs: tuple[Sublayer, Sublayer] = (group.spec.attention, group.spec.feed_forward)
-        self.halves = [parts.sublayer(spec, symbols) for spec in self.specs]
-        self.reads_entry = "block_input" in group.spec.feed_forward.skip
-        if self.reads_entry and not self.halves[0][0].role:
-            self.halves[0].insert(0, Part(role="entry"))
+        self.halves = [parts.sublayer(group.spec, spec, symbols) for spec in self.specs]
+        self.reads_entry = parts.reads_entry(group.spec)
         self.reach = max(part.width for half in self.halves for part in half) / 2 + _CLEAR
-        right = max(self._label_width(s, carried(s, symbols)) for s in self.specs)
+        right = max(self._label_width(s, carried(group.spec, s, symbols)) for s in self.specs)
         left = self._label_width(self.specs[1], "x") if self.reads_entry else -_CLEAR
         heading = text_width(group.title, _HEADING_SIZE, "bold") + 2 * _PAD
         self.left = max(self.reach + left + _PAD, heading)
@@ -120,23 +118,25 @@ class _Column:
         parts.spread(self.halves[0], bottom, heights[0])
         parts.spread(self.halves[1], bottom + heights[0], heights[1])
         parts.spread(self.head, top, parts.natural_height(self.head))
-        stack = [*self.entry, *self.halves[0], *self.halves[1], *self.head]
-        self._stream(canvas, x, [part for part in stack if part.height], bottom, top)
+        self._stream(canvas, x, bottom, top)
         for text, level in (("x", bottom - 10), ("y", bottom + heights[0]), ("x'", top + 9)):
             canvas.text(x - 6, level, text, 8, GREY, "right")
         for spec, half in zip(self.specs, self.halves, strict=True):
             self._skips(canvas, x, spec, half)
 
-    def _stream(
-        self, canvas: Canvas, x: float, stack: list[Part], bottom: float, top: float
-    ) -> None:
+    def _stream(self, canvas: Canvas, x: float, bottom: float, top: float) -> None:
         """The parts, joined by the stream."""
+        stack = [*self.entry, *self.halves[0], *self.halves[1], *self.head]
         y = stack[0].bottom if self.entry else bottom - _STUB
         for part in stack:
-            if part.bottom > y:
+            if part.role == "read":  # here the stream is in the skip; the branch has another input
+                canvas.arrow([(x, y), (x, self.halves[1][0].bottom)], head=False)
+                y = part.bottom
+            elif part.height and part.bottom > y:
                 canvas.arrow([(x, y), (x, part.bottom)], head=part.has_head)
-            part.paint(canvas, x, part.bottom)
-            y = part.top
+            if part.height:
+                part.paint(canvas, x, part.bottom)
+                y = part.top
         if not self.head:
             canvas.arrow([(x, y), (x, top + _STUB)])
 
@@ -146,13 +146,27 @@ class _Column:
         total = places["sum"]
         if source := places.keys() & {"raw", "normed"}:
             role = source.pop()
-            text = carried(spec, self.symbols)
+            text = carried(self.group.spec, spec, self.symbols)
             text = text.removesuffix(" + x") if spec is self.specs[1] else text
             self._skip(canvas, x, (places[role], total), 1, SKIP_COLOR[role], spec.skip_scale, text)
         if self.reads_entry and spec is self.specs[1]:
-            start = self.halves[0][0].middle
+            first = self.halves[0]
+            start = next((p for p in first if p.role == "entry"), first[0]).middle
             color = SKIP_COLOR["block_input"]
-            self._skip(canvas, x, (start, total), -1, color, spec.skip_scale, "x")
+            if "read" in places:
+                text = reads(self.group.spec, spec)
+                self._input(canvas, x, start, places["read"], color, text)
+            else:
+                self._skip(canvas, x, (start, total), -1, color, spec.skip_scale, "x")
+
+    def _input(
+        self, canvas: Canvas, x: float, start: float, end: float, color: str, text: str
+    ) -> None:
+        """The line to the branch that does not read the stream below it."""
+        lane = x - self.reach
+        canvas.dot(x, start, color)
+        canvas.arrow([(x, start), (lane, start), (lane, end), (x, end)], color, head=False)
+        canvas.text(lane - 5, (start + end) / 2, text, 8, color, "right")
 
     def _skip(
         self,

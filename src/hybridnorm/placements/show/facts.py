@@ -41,7 +41,7 @@ def facts(placement: Placement, n_layers: int = 12) -> dict[str, str]:
 
 def norms_in(block: BlockSpec) -> str:
     """How many norms a block has, and which: `4 (attention q, k, v; feed-forward input)`."""
-    parts = {"attention": block.attention, "feed-forward": block.feed_forward}
+    parts = {"both": block, "attention": block.attention, "feed-forward": block.feed_forward}
     texts = [
         f"{part} {', '.join(_norm_name(field, norm) for field, norm in norms_of(spec).items())}"
         for part, spec in parts.items()
@@ -55,7 +55,7 @@ def residual(block: BlockSpec, symbols: Symbols) -> str:
     """What the residuals carry: `attention x (raw); feed-forward N(y) (normed)`."""
     parts = {"attention": block.attention, "feed-forward": block.feed_forward}
     return "; ".join(
-        f"{part} {residual_term(spec, symbols)} ({_CARRIES[spec.skip]})"
+        f"{part} {residual_term(block, spec, symbols)} ({_CARRIES[spec.skip]})"
         for part, spec in parts.items()
     )
 

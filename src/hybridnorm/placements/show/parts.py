@@ -8,6 +8,7 @@ from hybridnorm.placements.show.canvas import NOTE_SIZE, Canvas, text_width
 from hybridnorm.placements.show.symbols import Symbols, norm_notes
 from hybridnorm.placements.spec import (
     AttentionSpec,
+    BlockSpec,
     FeedForwardSpec,
     Norm,
     Placement,
@@ -30,7 +31,7 @@ class Part:
     width: float = 0.0
     paint: Callable[[Canvas, float, float], None] = lambda canvas, x, bottom: None
     role: str = ""
-    """What skips look for: raw, normed, sum."""
+    """What skips look for: raw, normed, entry, read, sum."""
     has_head: bool = True
     """Whether the line that enters it ends in an arrow head."""
     bottom: float = 0.0
@@ -47,12 +48,18 @@ class Part:
 _SPACE = Part(role="space")
 
 
-def sublayer(spec: Sublayer, symbols: Symbols) -> list[Part]:
+def sublayer(block: BlockSpec, spec: Sublayer, symbols: Symbols) -> list[Part]:
     """The parts of a sublayer in the order of the stream."""
     # Attention comes first in its block, so the block's input is the stream it reads.
-    is_raw = spec.skip != "normed" if isinstance(spec, AttentionSpec) else "raw" in spec.skip
+    is_first = isinstance(spec, AttentionSpec)
+    is_raw = spec.skip != "normed" if is_first else "raw" in spec.skip
+    is_parallel = block.topology == "parallel"
+    has_own_tap = block.shared_norm is not None or not is_raw
     parts = [
         Part(role="raw") if is_raw else None,
+        _norm(block.shared_norm) if is_first else None,
+        Part(role="entry") if is_first and reads_entry(block) and has_own_tap else None,
+        Part(role="read") if is_parallel and not is_first else None,
         _norm(spec.input_norm),
         Part(role="normed") if spec.skip == "normed" else None,
         _factor(spec.input_scale, symbols),
@@ -61,8 +68,14 @@ def sublayer(spec: Sublayer, symbols: Symbols) -> list[Part]:
         _factor(spec.branch_scale, symbols),
         Part(14, 14, lambda canvas, x, bottom: canvas.node(x, bottom + 7, "+"), "sum"),
         _norm(spec.post_norm),
+        _box(["Leak"], "node") if block.leak else None,
     ]
     return [part for part in parts if part]
+
+
+def reads_entry(block: BlockSpec) -> bool:
+    """Whether the feed-forward half reads the block's input: in its sum, or in its branch."""
+    return block.topology == "parallel" or "block_input" in block.feed_forward.skip
 
 
 def entry(placement: Placement, symbols: Symbols) -> list[Part]:
@@ -139,9 +152,12 @@ def _branch(spec: Sublayer) -> Part:
 def _attention(spec: AttentionSpec) -> Part:
     inner = {"q": spec.q_norm, "k": spec.k_norm, "v": spec.v_norm}
     context = _norm(spec.context_norm, "context_norm")
+    gated = spec.output_gate != "none"
+    gate = _box(["× gate", f"for each {spec.output_gate}"], "attention") if gated else None
     if not any(inner.values()):
         core = _box(["Attention"], "attention")
-        return _framed([core, context], "attention-frame") if context else core
+        above = context or gate
+        return _framed([core, context, gate], "attention-frame") if above else core
     rows = {c: _norm_lines(norm, f"{c}_norm") for c, norm in inner.items() if norm}
     height = _HEIGHT + _NOTE * (max(map(len, rows.values())) - 1)
     notes = [note for lines in rows.values() for note in lines[1:]]
@@ -162,7 +178,7 @@ def _attention(spec: AttentionSpec) -> Part:
 
     core = _box(["Attention"], "attention", 2 * pitch + width)
     below = Part(fan + height + letters, core.width, projections)
-    return _framed([core, context], "attention-frame", below)
+    return _framed([core, context, gate], "attention-frame", below)
 
 
 def _feed_forward(spec: FeedForwardSpec) -> Part:

@@ -59,9 +59,11 @@ def norm_notes(norm: Norm, site: str) -> list[str]:
     norm = relevant(norm, site)
     notes = {
         "full width": norm.axis == "full",
-        "no gain": not norm.affine and norm.kind != "l2",
+        "no gain": norm.affine == "none" and norm.kind != "l2",
+        "one gain": norm.affine == "scalar",
         "gain 1 + γ": norm.zero_centered,
         f"gain starts at {scale_text(norm.gain_init)}": not norm.gain_init.is_one,
+        f"gate of rank {norm.gate}": norm.gate > 0,
         f"eps {norm.eps}".replace("e-0", "e-"): norm.eps is not None,
         f"a starts at {norm.alpha_init:g}": norm.kind in ("dyt", "derf"),
     }
@@ -113,7 +115,8 @@ class Symbols:
         self.groups = distinct_blocks(placement, n_layers)
         self._n_layers = n_layers
         sublayers = [s for g in self.groups for s in (g.spec.attention, g.spec.feed_forward)]
-        sites = [pair for spec in sublayers for pair in norms_of(spec).items()]
+        specs = [g.spec for g in self.groups] + sublayers
+        sites = [pair for spec in specs for pair in norms_of(spec).items()]
         ends = {"embed_norm": placement.embed_norm, "final_norm": placement.final(n_layers)}
         sites += [(site, norm) for site, norm in ends.items() if norm]
         scales = [placement.embed_scale, *(s for spec in sublayers for s in spec.scales.values())]
@@ -172,7 +175,7 @@ class Symbols:
 
 def _norm_key(norm: Norm, site: str) -> tuple[str, Norm]:
     subscript = f"_{_SUBSCRIPT[site]}" if site in _SUBSCRIPT else ""
-    return _LETTER[norm.kind] + subscript, relevant(norm, site)
+    return "G" * (norm.gate > 0) + _LETTER[norm.kind] + subscript, relevant(norm, site)
 
 
 def _learned_key(scale: Scale) -> tuple[str, Scale]:
@@ -202,4 +205,5 @@ def _numbered(
 def _meaning(prefix: str, norm: Norm) -> str:
     is_inner = prefix.endswith(("_q", "_k", "_v", "_c"))
     per_head = " per head" if is_inner and norm.axis == "head" else ""
-    return ", ".join([_KIND[norm.kind] + per_head, *norm_notes(norm, "q_norm")])
+    gated = ["y·σ(W_up silu(W_down y)) of its result y"] * (norm.gate > 0)
+    return ", ".join([_KIND[norm.kind] + per_head, *norm_notes(norm, "q_norm"), *gated])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from torch import nn
 
+from hybridnorm.placements import HEAD_NORMS
 from hybridnorm.recipe import OptimizerConfig
 
 
@@ -24,14 +25,19 @@ class DecayGroup:
 def decay_groups(model: nn.Module, config: OptimizerConfig) -> list[DecayGroup]:
     """The groups of `model`, in the order of their first parameters; every parameter is in one.
 
-    The paper decays matrices, head, norms and biases by 0.1 and leaves the embedding of a dense
-    model alone. Muon takes matrices of blocks only; AdamW takes what is left to it.
+    `undecayed_gains` are groups of their own. The paper decays matrices, head, norms and biases by
+    0.1 and leaves the embedding of a dense model alone. Muon takes matrices of blocks only; AdamW
+    takes what is left to it.
     """
     parts: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        parts.setdefault(_part(name, parameter), {})[name] = parameter
+        part, role = _part(name, parameter), _role(name, model)
+        if part == "vectors" and role in config.undecayed_gains:
+            part = f"{role} gains"
+        parts.setdefault(part, {})[name] = parameter
     rest = "adamw" if config.name == "muon" else config.name
     undecayed = {"embedding": not config.decay_embeddings, "vectors": not config.decay_norms}
+    undecayed |= {f"{role} gains": True for role in config.undecayed_gains}
     return [
         DecayGroup(
             name=part,
@@ -68,6 +74,22 @@ def _examples(group: DecayGroup) -> list[str]:
     """Three members by names that all layers share."""
     short = (re.sub(r"blocks\.\d+\.|\.branch|\.weight$", "", name) for name in group.members)
     return list(dict.fromkeys(short))[:3]
+
+
+_ROLES = {
+    **dict.fromkeys(HEAD_NORMS, "heads"),
+    **dict.fromkeys(("embed_norm", "post_norm"), "stream"),
+    **dict.fromkeys(("input_norm", "shared_norm", "final_norm"), "input"),
+    "output_norm": "output",
+    "mid_norm": "hidden",
+}
+
+
+def _role(name: str, model: nn.Module) -> str:
+    """What the norm that a parameter is of norms; "" where it is of none."""
+    path, _, norm = name.rpartition(".")[0].rpartition(".")
+    carried = norm == "input_norm" and getattr(model.get_submodule(path), "skip", "") == "normed"
+    return "stream" if carried else _ROLES.get(norm, "")
 
 
 def _part(name: str, parameter: nn.Parameter) -> str:

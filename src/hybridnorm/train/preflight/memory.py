@@ -6,6 +6,7 @@ from hybridnorm.model import (
     block_matrices,
     chunk_rows,
     expert_matrices,
+    gated_norms,
     norm_width,
     parameter_counts,
 )
@@ -80,10 +81,9 @@ class _Passes:
         self.config, self.tokens, self.tensor = recipe.model, tokens, recipe.parallel.tensor
         self.mode = recipe.parallel.activation_checkpointing
         self.width = 2 if recipe.train.dtype == "bf16" else _FLOAT32
-        n_layers = self.config.n_layers
-        self.blocks = [
-            self._block(placement.block(layer, n_layers), layer) for layer in range(n_layers)
-        ]
+        n_layers, self.placement = self.config.n_layers, placement
+        self.specs = [placement.block(layer, n_layers) for layer in range(n_layers)]
+        self.blocks = [self._block(spec, layer) for layer, spec in enumerate(self.specs)]
 
     def kept(self) -> int:
         """Of the blocks, until their backward pass."""
@@ -124,7 +124,9 @@ class _Passes:
             n_up = 2 if config.activation == "swiglu" else 1
             inner = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
             inner += n_up * self._hidden(layer)
+            inner += self.specs[layer].attention.gate_width(config.n_heads, config.d_model)
             features += inner // self.tensor + 2 * config.d_model
+            features += sum(norm.gate + config.d_model for norm in gated_norms(self.specs[layer]))
             if config.has_experts(layer):
                 features += config.n_experts + config.top_k * config.d_model
         return self.tokens * features * self.width
@@ -137,7 +139,10 @@ class _Passes:
         """Of one block that is not checkpointed."""
         sublayers = (spec.attention, spec.feed_forward)
         per_token = sum(self._sublayer(sublayer, layer) for sublayer in sublayers)
-        matrices = block_matrices(self.config, layer) // self.tensor
+        per_token += 2 * self.width * self.config.d_model * spec.leak
+        if spec.shared_norm:
+            per_token += self._norm(spec.shared_norm, self.config.d_model)
+        matrices = block_matrices(self.config, self.placement, layer) // self.tensor
         return self.tokens * per_token + self._cast(matrices + expert_matrices(self.config, layer))
 
     def _sublayer(self, spec: Sublayer, layer: int) -> int:
@@ -152,6 +157,8 @@ class _Passes:
         if isinstance(spec, AttentionSpec):
             features = 2 * config.d_model + 2 * config.kv_heads * config.head_dim
             branch = width * features + _FLOAT32 * config.n_heads
+            if gate := spec.gate_width(config.n_heads, config.d_model):
+                branch += width * (gate + config.d_model)  # and what it is multiplied with
         else:
             branch = width * self._hidden(layer) * (4 if config.activation == "swiglu" else 2)
             if config.has_experts(layer):
@@ -160,7 +167,8 @@ class _Passes:
 
     def _norm(self, norm: Norm, features: int) -> int:
         """Bytes per token: its input; if autograd differentiates it, in float32, and its result."""
-        return features * (self.width if norm.kind == "rms" else _FLOAT32 + self.width)
+        kept = features * (self.width if norm.kind == "rms" else _FLOAT32 + self.width)
+        return kept + self.width * (2 * features + 2 * norm.gate) * bool(norm.gate)
 
     def _rows(self, layer: int) -> int:
         """Bytes per token of the rows that go to its experts and come back."""

@@ -133,6 +133,9 @@ def _without_effect(recipe: Recipe, placement: Placement) -> Iterator[str]:
         "optimizer.decay_norms: weight_decay is 0": (
             _is_set(optimizer, "decay_norms") and not optimizer.weight_decay
         ),
+        "optimizer.undecayed_gains: no norm is decayed anyway": bool(
+            optimizer.undecayed_gains and not (optimizer.decay_norms and optimizer.weight_decay)
+        ),
         "optimizer.decay_embeddings: weight_decay is 0": (
             _is_set(optimizer, "decay_embeddings") and not optimizer.weight_decay
         ),

@@ -49,7 +49,7 @@ def preflight(
     """
     config, train, parallel = recipe.model, recipe.train, recipe.parallel
     counts = parameter_counts(config, placement)
-    per_token = flops_per_token(config, train.seq_len)
+    per_token = flops_per_token(config, train.seq_len, placement)
     per_step = train.batch_size * train.seq_len
     tokens = train.steps * per_step
     shard = parallel.shard or max(1, world_size // (parallel.replicate * parallel.tensor))
