@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -43,7 +43,7 @@ def advise(
     jobs: int,
     command: str,
 ) -> None:
-    """Plan a study of the recipe called `name` for the budget, run it, and say what it recommends.
+    """Run a study of the recipe called `name` that fits the budget, and say what it recommends.
 
     A folder with a plan goes on with that.
 
@@ -55,7 +55,9 @@ def advise(
     if recorded.exists():
         study = load_study(recorded)
     else:
-        study = plan(name, overrides, 60 * minutes, jobs, console)
+        smallest = _study(name, overrides, *_PLANS[-1], _SEEDS)
+        prepare_data(smallest, console)
+        study = fitting(name, overrides, _pace(smallest, jobs, console), 60 * minutes * jobs)
     steps = study.runs[0].recipe.train.steps
     sizes = ", ".join(count(len(values), field) for field, values in study.grid.items())
     console.print(f"plan: {sizes}; {count(len(study.runs), 'run')} of {count(steps, 'step')}")
@@ -64,36 +66,39 @@ def advise(
         console.print(line)
 
 
-def plan(
-    name: str, overrides: Mapping[str, object], seconds: float, jobs: int, console: Console
-) -> Study:
-    """The largest study of the recipe that takes about `seconds` here, `jobs` runs at a time.
+class Pace(NamedTuple):
+    """Seconds of runs that share the machine with as many as it takes at a time."""
+
+    start: float
+    """Of a run, besides its steps."""
+    step: float
+    """With its share of the evaluations."""
+
+
+def fitting(name: str, overrides: Mapping[str, object], pace: Pace, seconds: float) -> Study:
+    """The largest study of a recipe whose runs take `seconds` one after another.
 
     Too little time for two arms, three rates and three seeds makes the runs shorter.
 
     Raises:
         HybridNormError: too little time for runs of 100 steps.
     """
-    recipe = load_recipe(name, overrides).in_steps()
-    budget = seconds * jobs
-    smallest = _study(name, overrides, recipe, *_PLANS[-1], _SEEDS)
-    prepare_data(smallest, console)
-    start, per_step = _speed(smallest, jobs, console)
-    steps = recipe.train.steps
-    per_run = start + steps * per_step
+    steps = load_recipe(name, overrides).in_steps().train.steps
     for n_arms, n_rates in _PLANS:
-        if (runs := n_arms * n_rates * _SEEDS) * per_run <= budget:
-            seeds = min(_MOST_SEEDS, int(budget / per_run) // (runs // _SEEDS))
-            return _study(name, overrides, recipe, n_arms, n_rates, seeds)
-    steps = int((budget / runs - start) / per_step)
+        fits = int(seconds / (pace.start + steps * pace.step)) // (n_arms * n_rates)
+        if fits >= _SEEDS:
+            return _study(name, overrides, n_arms, n_rates, min(_MOST_SEEDS, fits))
+    runs = n_arms * n_rates * _SEEDS
+    steps = int((seconds / runs - pace.start) / pace.step)
     if steps < _FEWEST:
-        needed = runs * (start + _FEWEST * per_step) / jobs
+        needed = runs * (pace.start + _FEWEST * pace.step) / seconds
         raise HybridNormError(
-            f"minutes: {_FEWEST} steps of {n_arms} placements at {n_rates} learning rates and with "
-            f"{_SEEDS} seeds take {needed / 60:.0f} here; name more, or make the model smaller"
+            f"minutes: {count(runs, 'run')} of {_FEWEST} steps, the fewest that are worth it, take "
+            f"{needed:.1f} times as long; name more, or make the model smaller"
         )
-    shorter = dict(overrides) | _shortened(recipe, steps)
-    return _study(name, shorter, recipe, n_arms, n_rates, _SEEDS)
+    return _study(
+        name, {**overrides, **_shortened(name, overrides, steps)}, n_arms, n_rates, _SEEDS
+    )
 
 
 def advice(study: Study, folder: Path, recipe: Recipe) -> list[str]:
@@ -121,13 +126,9 @@ def advice(study: Study, folder: Path, recipe: Recipe) -> list[str]:
 
 
 def _study(
-    name: str,
-    overrides: Mapping[str, object],
-    recipe: Recipe,
-    n_arms: int,
-    n_rates: int,
-    seeds: int,
+    name: str, overrides: Mapping[str, object], n_arms: int, n_rates: int, seeds: int
 ) -> Study:
+    recipe = load_recipe(name, overrides)
     own = recipe.model.placement
     known = [arm for arm in _ARMS if placement(arm) != placement(own)]
     rates = sorted(float(f"{recipe.optimizer.lr * factor:.3g}") for factor in _FACTORS[:n_rates])
@@ -144,8 +145,9 @@ def _study(
     return study_of(Path.cwd() / f"{Path(name).stem}-advice.toml", table)
 
 
-def _shortened(recipe: Recipe, steps: int) -> dict[str, Any]:
+def _shortened(name: str, overrides: Mapping[str, object], steps: int) -> dict[str, Any]:
     """Fields of a run of fewer steps, its schedule in proportion."""
+    recipe = load_recipe(name, overrides).in_steps()
     schedule, part = recipe.schedule, steps / recipe.train.steps
     fields = {
         "train.steps": steps,
@@ -159,8 +161,8 @@ def _shortened(recipe: Recipe, steps: int) -> dict[str, Any]:
     return {**unset, "schedule.decay_tokens": "None", **fields}
 
 
-def _speed(study: Study, jobs: int, console: Console) -> tuple[float, float]:
-    """Seconds that a run takes to start, and for a step with its share of the evaluations."""
+def _pace(study: Study, jobs: int, console: Console) -> Pace:
+    """Measured with short runs."""
     short = {
         "schedule.decay_steps": None,
         "schedule.warmup_steps": 1,
@@ -168,7 +170,10 @@ def _speed(study: Study, jobs: int, console: Console) -> tuple[float, float]:
         "train.eval_every": _TRIAL,
         "train.checkpoint_every": _TRIAL,
     }
-    trials = [run.changed("trial", short) for run in study.runs[:jobs]]
+    trials = [
+        replace(run.changed("trial", short), name=f"trial {number}")
+        for number, run in enumerate(study.runs[:jobs], start=1)
+    ]
     console.print(f"how fast is it here: {_TRIAL} steps, {jobs} runs at a time")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -184,7 +189,7 @@ def _speed(study: Study, jobs: int, console: Console) -> tuple[float, float]:
     train = study.runs[0].recipe.train
     # An evaluation is a forward pass, a third of a step's work for each sequence.
     evaluation = train.eval_sequences / train.batch_size / 3 / train.eval_every
-    return max(0.0, wall - seconds), seconds / _TRIAL * (1 + evaluation)
+    return Pace(max(0.0, wall - seconds), seconds / _TRIAL * (1 + evaluation))
 
 
 def _confidence(best: Arm, others: Sequence[Arm], study: Study) -> Iterator[str]:
