@@ -31,6 +31,7 @@ def fake_run(
     losses: list[float],
     status: str = "finished",
     skipped: int = 0,
+    parameters: int = 1000,
     windows: Sequence[float] = (),
     **held_out: float,
 ) -> None:
@@ -39,7 +40,7 @@ def fake_run(
     run_dir.mkdir(parents=True)
     (run_dir / "recipe.toml").touch()
     writer = MetricsWriter(run_dir)
-    writer.write(event="started", step=0, parameters=1000)
+    writer.write(event="started", step=0, parameters=parameters)
     for step, loss in enumerate(losses, start=1):
         writer.write(
             step=step,

@@ -144,6 +144,7 @@ class ModelConfig(Ranged):
 _PAPER = ModelConfig(
     d_model=768, n_layers=12, n_heads=16, n_kv_heads=4, d_ff=2048, vocab_size=100_278
 )
+_SMALL = ModelConfig(d_model=64, n_layers=8, n_heads=4, n_kv_heads=1, d_ff=168)
 PRESETS: dict[str, ModelConfig] = {
     "demo": ModelConfig(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=352),
     "demo-deep": ModelConfig(d_model=96, n_layers=16, n_heads=4, n_kv_heads=2, d_ff=256),
@@ -151,6 +152,13 @@ PRESETS: dict[str, ModelConfig] = {
     "demo-moe": ModelConfig(
         d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=176, n_experts=16
     ),
+    # The paper's sizes for a CPU: half the blocks, a twenty-fourth of the widths, but heads of at
+    # least 8. "small" is 550M, "small-deep" is 543M-deep.
+    "small-151M": replace(_SMALL, d_model=32, n_layers=6, d_ff=88),
+    "small-285M": replace(_SMALL, d_model=48, n_layers=6),
+    "small": _SMALL,
+    "small-deep": replace(_SMALL, d_model=48, n_layers=14),
+    "small-1.2B": replace(_SMALL, d_model=96, n_heads=8, n_kv_heads=2, d_ff=384),
     "151M": _PAPER,
     "285M": replace(_PAPER, d_model=1024, d_ff=4096),
     "550M": replace(_PAPER, d_model=1536, n_layers=16, d_ff=4096),

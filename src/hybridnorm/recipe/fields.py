@@ -12,8 +12,9 @@ class ModelFields(ModelConfig):
     """A decoder-only transformer."""
 
     preset: str | None = None
-    """Shape to start from: demo, demo-deep, demo-moe, or a size of the paper: 151M, 285M, 550M,
-    543M-deep, 1.2B, 1.2B-released, 7B, MoE-1B-7B. Other fields of the model win over it, whether
+    """Shape to start from: demo, demo-deep, demo-moe; a size of the paper: 151M, 285M, 550M,
+    543M-deep, 1.2B, 1.2B-released, 7B, MoE-1B-7B; or what stands for one on a CPU: small-151M,
+    small-285M, small, small-deep, small-1.2B. Other fields of the model win over it, whether
     the recipe's file or the command line sets them."""
 
 

@@ -70,9 +70,31 @@ def _curves(
     marker: str = "",
     log: bool = False,
 ) -> Chart:
-    """One line per arm (mean over its runs) in a band from the lowest to the highest run."""
-    figure, rows = Figure(figsize=(7.2, 4.0)), list[Row]()
+    figure = Figure(figsize=(7.2, 4.0))
     axes = figure.add_subplot()
+    rows = draw_curves(axes, study, found, "tokens", series, marker)
+    if log:
+        axes.set_yscale("log")
+    finish(axes, "tokens", label)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    _legend(axes, study)
+    return Chart(figure, rows)
+
+
+def draw_curves(
+    axes: Axes,
+    study: Study,
+    found: Sequence[Arm],
+    heading: str,
+    series: Callable[[Result], tuple[Series, Series]],
+    marker: str = "",
+) -> list[Row]:
+    """One line per arm (mean over its runs) in a band from the lowest to the highest run.
+
+    Args:
+        heading: of x, in the rows that are returned.
+    """
+    rows = list[Row]()
     for index, arm in enumerate(found):
         runs = [series(result) for result in arm.best]
         runs = [(x, y) for x, y in runs if len(x)]
@@ -80,13 +102,16 @@ def _curves(
             continue
         shared = min((x for x, _ in runs), key=len)
         values = np.stack([np.interp(shared, x, y) for x, y in runs])
-        rows += _band(axes, study, arm, index, "tokens", shared, list(values.T), marker)
-    if log:
-        axes.set_yscale("log")
-    finish(axes, "tokens", label)
+        rows += _band(axes, study, arm, index, heading, shared, list(values.T), marker)
+    return rows
+
+
+def log_sizes(axes: Axes) -> None:
+    """A logarithmic axis of large numbers: 1, 2, 5, and thousands, millions, ... as k, M, ..."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    _legend(axes, study)
-    return Chart(figure, rows)
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def _rates(study: Study, found: Sequence[Arm]) -> Chart:
@@ -132,7 +157,7 @@ def _band(
     colour, style = _look(index)
     shown = [(float(np.mean(at)), float(min(at)), float(max(at))) for at in runs]
     mean, low, high = np.array(shown).reshape(-1, 3).T
-    axes.plot(x, mean, style, color=colour, marker=marker, ms=3, lw=1.5, label=_label(arm))
+    axes.plot(x, mean, style, color=colour, marker=marker, ms=3, lw=1.5, label=arm_label(arm.value))
     axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     names = study.compare, heading, "mean", "lowest", "highest"
     return [
@@ -148,7 +173,7 @@ def _look(index: int) -> tuple[str, str]:
 def _legend(axes: Axes, study: Study) -> None:
     if axes.lines:
         legend = axes.legend(frameon=False, title=study.compare)
-        _as_written(legend.get_texts())
+        as_written(legend.get_texts())
 
 
 def _final(study: Study, found: Sequence[Arm]) -> Chart:
@@ -167,19 +192,19 @@ def _final(study: Study, found: Sequence[Arm]) -> Chart:
             axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=COLOURS[index % 8])
     for points in by_seed.values():
         axes.plot(*zip(*points, strict=True), color="0.7", lw=0.8, zorder=0)
-    axes.set_yticks(range(len(found)), [_label(arm) for arm in found])
-    _as_written(axes.get_yticklabels())
+    axes.set_yticks(range(len(found)), [arm_label(arm.value) for arm in found])
+    as_written(axes.get_yticklabels())
     axes.set_ylim(len(found) - 0.4, -0.6)
     finish(axes, "final held-out loss (nats per token); one dot per run, one line per seed", "")
     return Chart(figure, rows)
 
 
-def _label(arm: Arm) -> str:
+def arm_label(value: object) -> str:
     """The arm's value; matplotlib leaves what begins with an underscore out of a legend."""
-    return re.sub(r"^_", " _", str(arm.value))
+    return re.sub(r"^_", " _", str(value))
 
 
-def _as_written(texts: Iterable[Text]) -> None:
+def as_written(texts: Iterable[Text]) -> None:
     """What a user has named is no formula."""
     for text in texts:
         text.set_parse_math(False)

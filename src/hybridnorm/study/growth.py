@@ -1,10 +1,11 @@
 """Runs that a study adds to its grid once it has seen it: more learning rates, and equal things."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from hybridnorm.study.parts import parts
 from hybridnorm.study.plan import EXTENSION, FLOOR, PLACEMENT, RATE, SEED, Run, Study
 from hybridnorm.study.rates import next_rate
 from hybridnorm.study.results import DONE, Arm, Result, arms, read_results
@@ -48,7 +49,7 @@ def completed(
     depends on is done.
     """
     results = read_results(study, folder, crashes)
-    while more := list(_extensions(study, results)) or list(_equals(study, results)):
+    while more := _more(_extensions, study, results) or _more(_equals, study, results):
         results += read_results(replace(study, runs=more), folder, crashes)
         study = replace(study, runs=[*study.runs, *more])
     return study, results
@@ -65,6 +66,16 @@ def noise_floor(study: Study, results: Sequence[Result]) -> Floor | None:
         if len(differences[-1]) < len(pairs):
             return None
     return Floor(*differences) if differences else None
+
+
+def _more(
+    asked_for: Callable[[Study, Sequence[Result]], Iterable[Run]],
+    study: Study,
+    results: Sequence[Result],
+) -> list[Run]:
+    """What every part of the study asks for."""
+    found = parts(study, results)
+    return [run for part in found for run in asked_for(part.study, part.results)]
 
 
 def _extensions(study: Study, results: Sequence[Result]) -> Iterator[Run]:

@@ -8,6 +8,7 @@ baseline = "pre-norm"              # the value the others are compared with
 correct = "none"                   # or "holm": p values for the number of arms
 extend = false                     # more learning rates where the best is the last one tried
 floor = false                      # runs of equal things, for what chance alone does
+within = ["model.preset"]          # fields of the grid whose values are compared within, not across
 [set]                              # dotted recipe fields, the same in all runs; "None" unsets one
 train.steps = 200
 [grid]                             # dotted recipe fields, every combination is a run
@@ -45,6 +46,7 @@ class _File:
     correct: Literal["none", "holm"] = "none"
     extend: bool = False
     floor: bool = False
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Study:
     correct: Literal["none", "holm"] = "none"
     extend: bool = False
     floor: bool = False
+    within: tuple[str, ...] = ()
 
     def to_table(self) -> dict[str, Any]:
         """The study as a file of its own, overrides included."""
@@ -105,6 +108,7 @@ class Study:
             "correct": self.correct,
             "extend": self.extend,
             "floor": self.floor,
+            "within": list(self.within),
             "set": {name: _written(value) for name, value in self.common.items()},
             "grid": grid,
         }
@@ -150,8 +154,8 @@ def study_of(path: Path, table: Mapping[str, Any]) -> Study:
 
 def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]) -> Study:
     grid, common = (_fields(table.get(part, {}), part) for part in ("grid", "set"))
-    apart = {"grid", "set", "baseline"}
-    file = build(_File, {key: value for key, value in table.items() if key not in apart})
+    others = {"grid", "set", "baseline"}
+    file = build(_File, {key: value for key, value in table.items() if key not in others})
     for dotted, value in overrides.items():
         if dotted in grid or isinstance(value, list):
             common.pop(dotted, None)
@@ -173,6 +177,10 @@ def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]
     if baseline not in grid[file.compare]:
         hint = nearest(str(baseline), map(str, grid[file.compare]))
         raise HybridNormError(f"baseline: {baseline!r} is not compared; {hint}")
+    for apart in file.within:
+        if apart not in grid or apart in (file.compare, "seed"):
+            hint = nearest(apart, [name for name in grid if name not in (file.compare, "seed")])
+            raise HybridNormError(f"within: {apart!r} is no setting of the grid; {hint}")
     name = _file_name(path.stem)
     if file.extend and (file.compare == RATE or len(grid.get(RATE, [])) < 2):
         raise HybridNormError(
@@ -192,6 +200,7 @@ def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]
         file.correct,
         file.extend,
         file.floor,
+        file.within,
     )
 
 

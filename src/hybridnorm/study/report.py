@@ -12,11 +12,14 @@ from hybridnorm.files import read_json, read_text, write_whole
 from hybridnorm.html_page import html_figure, html_page, html_table, link, styled
 from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
+from hybridnorm.study.currencies import currency_section
 from hybridnorm.study.figures import figure_svg, figures, save_figures
 from hybridnorm.study.folder import read_crashes, recorded_recipe
 from hybridnorm.study.growth import Floor, completed, noise_floor
+from hybridnorm.study.parts import Part, parts
 from hybridnorm.study.plan import Study, load_study
 from hybridnorm.study.results import Arm, Result, arms
+from hybridnorm.study.scaling import scaling_section
 from hybridnorm.study.tables import arm_columns, csv_text, difference_heading, evidence_columns
 from hybridnorm.study.tasks import task_columns
 from hybridnorm.study.verdict import EVIDENCE, floor_text, is_below, reading, verdict
@@ -35,24 +38,11 @@ def write_results(study: Study, folder: Path, results: Sequence[Result]) -> Path
     """Write results.csv, report.html and figures/ from the results; return the report's path."""
     rows = [result.row() for result in results]
     write_whole(folder / "results.csv", csv_text(rows))
-    found = arms(study, results)
-    floor = noise_floor(study, results)
-    charts = figures(study, found)
-    save_figures(charts, folder / "figures")
     sections = [
         f"<h1>{html.escape(study.title)}</h1>",
-        f'<p class="verdict">{html.escape(verdict(study, found, floor))}</p>',
         *([f"<p>{html.escape(study.note)}</p>"] if study.note else []),
-        "<h2>Result</h2>",
-        html_table(_shaded(study, found, floor)),
-        *_paragraphs(reading(study, found)),
-        *_evidence(study, found),
-        *_paragraphs(floor_text(study, floor)),
-        *(
-            html_figure(figure_svg(chart.figure, name), _CAPTIONS[name])
-            for name, chart in charts.items()
-        ),
-        *_tasks(study, found),
+        *(line for part in parts(study, results) for line in _comparison(part, folder)),
+        *scaling_section(study, results, folder / "figures"),
         "<h2>What was compared</h2>",
         *_conditions(study, folder),
         *_drawings(study),
@@ -65,6 +55,30 @@ def write_results(study: Study, folder: Path, results: Sequence[Result]) -> Path
     path = folder / "report.html"
     write_whole(path, html_page(study.title, sections))
     return path
+
+
+def _comparison(part: Part, folder: Path) -> list[str]:
+    """The arms of one part of the study: what is true of them, tables, figures."""
+    study, found = part.study, arms(part.study, part.results)
+    floor = noise_floor(study, part.results)
+    charts = figures(study, found)
+    captions = {part.file_name(name): _CAPTIONS[name] for name in charts}
+    charts = {part.file_name(name): chart for name, chart in charts.items()}
+    save_figures(charts, folder / "figures")
+    return [
+        f"<h2>{html.escape(part.name or 'Result')}</h2>",
+        f'<p class="verdict">{html.escape(verdict(study, found, floor))}</p>',
+        html_table(_shaded(study, found, floor)),
+        *_paragraphs(reading(study, found)),
+        *_evidence(study, found),
+        *_paragraphs(floor_text(study, floor)),
+        *(
+            html_figure(figure_svg(chart.figure, name), captions[name])
+            for name, chart in charts.items()
+        ),
+        *currency_section(part, found, folder / "figures"),
+        *_tasks(study, found),
+    ]
 
 
 def rebuild(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from hybridnorm.processes import alone_in
 from hybridnorm.study.folder import claim, recorded_recipe, write_crashes
 from hybridnorm.study.growth import completed
 from hybridnorm.study.jobs import run_all, threads
+from hybridnorm.study.parts import parts
 from hybridnorm.study.plan import Run, Study
 from hybridnorm.study.report import write_results
 from hybridnorm.study.results import DONE, Result
@@ -42,7 +43,8 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
             study, results = completed(study, folder, crashes)
             claim(study, folder, command)
         write_crashes(folder, crashes)
-        console.print(results_table(study, results))
+        for part in parts(study, results):
+            console.print(results_table(part.study, part.results))
         console.print(f"report: {write_results(study, folder, results)}")
     lost = Counter(result.status for result in results if result.status not in DONE)
     if lost:
