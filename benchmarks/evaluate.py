@@ -76,7 +76,7 @@ def contenders(folder: Path, device: str, trust: bool) -> dict[str, Callable[[],
         return their
 
     found: dict[str, Callable[[], Any]] = {
-        "hybridnorm": lambda: CandidateLM(candidate, batch_tokens=8192, bar=no_bar)
+        "hybridnorm": lambda: CandidateLM(candidate, batch_tokens=None, bar=no_bar)
     }
     for size in BATCH_SIZES:
         found[f"HFLM, batch {size}"] = lambda size=size: hflm(size)

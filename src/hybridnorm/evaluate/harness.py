@@ -13,6 +13,7 @@ from hybridnorm.evaluate.scoring import Candidate, score, windows
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """A title and a number of requests, to what counts them."""
+_CACHED = 8192  # tokens that are continued at a time, prompts and continuations
 _NEW_TOKENS = 256  # where a task names no other number, as lm-eval's own models have it
 
 
@@ -28,11 +29,11 @@ class CandidateLM(TemplateLM):  # type: ignore[misc]
     context, and an empty context is the prefix token.
 
     Args:
-        batch_tokens: of a batch, padding included.
+        batch_tokens: of a batch, padding included; None: what suits the device.
         bar: shows what is done.
     """
 
-    def __init__(self, candidate: Candidate, *, batch_tokens: int, bar: Bar) -> None:
+    def __init__(self, candidate: Candidate, *, batch_tokens: int | None, bar: Bar) -> None:
         super().__init__()
         self.candidate, self.batch_tokens, self.bar = candidate, batch_tokens, bar
         self.truncated = 0
@@ -115,7 +116,7 @@ class CandidateLM(TemplateLM):  # type: ignore[misc]
         answers = [""] * len(asked)
         with self.bar("continuations", len(asked)) as advance:
             while order:
-                rows = max(1, self.batch_tokens // max(1, asked[order[0]].most))
+                rows = max(1, (self.batch_tokens or _CACHED) // max(1, asked[order[0]].most))
                 some, order = order[:rows], order[rows:]
                 group = [asked[index] for index in some]
                 new = continue_greedily(self.candidate, group)

@@ -33,8 +33,8 @@ class EvaluateOptions(Ranged):
     """cpu, cuda, cuda:1, mps; auto takes CUDA where there is one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Dtype of the activations."""
-    batch_tokens: Count = 8192
-    """Tokens of a batch; no number depends on it."""
+    batch_tokens: Count | None = None
+    """Tokens of a batch; no number depends on it. None: 1024 on a CPU, 8192 elsewhere."""
     trust_remote_code: bool = False
     """Run the code that a Hugging Face folder brings."""
     out: Path | None = None

@@ -55,20 +55,21 @@ def score(
     candidate: Candidate,
     spans: Sequence[Span],
     *,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     advance: Callable[[int], object] = lambda scored: None,
 ) -> list[Score]:
     """The score of each span, in order; the same in whatever batches, up to rounding.
 
     Args:
         batch_tokens: of a batch, padding included; a span that is longer is a batch of its own.
+            None: 1024 on a CPU, whose caches hold the activations of so many; 8192 elsewhere.
         advance: called with the number of spans that each batch completes.
     """
     totals = torch.zeros(len(spans), dtype=torch.float64)
     misses = torch.zeros(len(spans), dtype=torch.long)
     for batch in batches(
         spans,
-        batch_tokens=batch_tokens,
+        batch_tokens=batch_tokens or (1024 if candidate.device.type == "cpu" else 8192),
         vocab_size=candidate.vocab_size,
         share=candidate.shares_beginnings,
         device=candidate.device,

@@ -87,7 +87,7 @@ def ask(
     tasks: Tasks,
     *,
     limit: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     bar: Any = None,
 ) -> tuple[list[TaskScore], int]:
     """The scores of a candidate, and how many requests lost tokens at the left to fit."""

@@ -26,7 +26,7 @@ def score_texts(
     texts: Iterable[str],
     *,
     stride: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     advance: Callable[[int], object] = lambda documents: None,
 ) -> TextScore:
     """Score documents, each on its own, after the token that stands before a text.
@@ -79,7 +79,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Estimate:
 
 
 def _documents(
-    candidate: Candidate, texts: Sequence[str], stride: int, batch_tokens: int
+    candidate: Candidate, texts: Sequence[str], stride: int, batch_tokens: int | None
 ) -> Iterator[_Document]:
     encoded = candidate.encode_batch(texts, special=False)
     spans: list[Span] = []
