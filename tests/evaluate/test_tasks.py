@@ -32,6 +32,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
     install(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        patch.delitem(sys.modules, "olmo_eval", raising=False)  # the real one, of other tests
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
 
