@@ -1,0 +1,126 @@
+"""What the paper says beside what the built-in studies found: a page, with its data.
+
+    hybridnorm study placements --jobs 2                    # and the others of docs/studies.md
+    python scripts/claims.py studies docs/results/paper     # paper.md, and a folder for each study
+
+A study that has not been run is said to be so. Verdicts: a significant difference (p below 0.05
+after the study's correction) in the paper's direction confirms a claim, one in the other direction
+contradicts it; anything else leaves it unresolved.
+"""
+
+import argparse
+import math
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hybridnorm.files import read_json, write_whole
+from hybridnorm.study.growth import completed
+from hybridnorm.study.parts import parts
+from hybridnorm.study.plan import load_study
+from hybridnorm.study.results import Arm, arms
+from hybridnorm.study.tables import interval
+
+HEAD = """# What the paper says, what we measured
+
+Each line is a claim of the HybridNorm paper (arXiv 2503.04598) beside the same comparison in a
+model of a thousandth of the size, on English Wikipedia summaries, each arm at its own best rate
+([how, and what differs](../studies.md)). *Paper* and *ours* are differences to the baseline in nats
+per token; below zero the arm is better. Brackets: 95% interval over seeds. p is corrected for the
+number of arms (Holm). *Confirmed* and *contradicted* mean: at this size.
+
+    hybridnorm study STUDY --jobs 2
+    python scripts/claims.py studies docs/results/paper
+
+| claim | paper | ours | p | runs | verdict |
+|---|---|---|---|---|---|
+"""
+
+
+def rows(claim: dict[str, Any], folder: Path) -> Iterator[list[str]]:
+    """A line for each arm of the claim."""
+    found = measured(folder, claim.get("part", "")) if (folder / "results.csv").exists() else {}
+    where = f" ({claim['part'].rpartition('.')[2]})" if "part" in claim else ""
+    for name, said in claim["arms"].items():
+        arm = found.get(name)
+        paper, sign = in_nats(said, claim.get("baseline"))
+        ours = [interval(arm.comparison), p_value(arm), counts(arm)] if arm else ["–"] * 3
+        title = f"`{claim['study']}`{where}: {name}, {claim['source']}"
+        yield [title, paper, *ours, verdict(arm, sign) if arm else "not run yet"]
+
+
+def measured(folder: Path, part: str) -> dict[str, Arm]:
+    study, results = completed(load_study(folder / "study.toml"), folder)
+    [found] = [one for one in parts(study, results) if one.name == part]
+    return {str(arm.value): arm for arm in arms(found.study, found.results)}
+
+
+def in_nats(said: float | str, baseline: float | None) -> tuple[str, int]:
+    """What the paper has as text, and the sign of the difference; 0: it diverges."""
+    if isinstance(said, str):
+        return said, {"below": -1, "above": 1, "diverges": 0}[said]
+    assert baseline is not None
+    difference = math.log(said / baseline)
+    return f"{difference:+.4f}".replace("-", "−"), round(math.copysign(1, difference))
+
+
+def verdict(arm: Arm, sign: int) -> str:
+    if not sign:  # the arm is judged at a rate at which all runs finish, where there is one
+        diverged = any(result.status == "diverged" for result in arm.best)
+        return "confirmed" if diverged else "**contradicted**"
+    if arm.comparison is None or not arm.significant:
+        return "not resolved"
+    return "confirmed" if arm.comparison.mean * sign > 0 else "**contradicted**"
+
+
+def p_value(arm: Arm) -> str:
+    return "–" if arm.p is None else f"{arm.p:.2g}"
+
+
+def counts(arm: Arm) -> str:
+    lost = len(arm.results) - arm.count("finished")
+    return f"{len(arm.results)}" + (f", {lost} lost" if lost else "")
+
+
+def keep(folder: Path, out: Path) -> Iterator[str]:
+    """Copy what a study found, and say of it what no table does."""
+    target = out / folder.name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder / "figures", target)
+    for name in ("results.csv", "study.toml"):
+        shutil.copy(folder / name, target)
+    study, results = completed(load_study(folder / "study.toml"), folder)
+    made = read_json(next((folder / "runs").glob("*/environment.json")))
+    recipe = study.runs[0].recipe.train
+    yield f"\n## {study.title}\n\n    {(folder / 'command.txt').read_text().strip()}\n"
+    yield (
+        f"{study.note}\n\n{len(results)} runs of {recipe.steps:,} steps, hybridnorm at commit "
+        f"{made['commit']}, torch {made['torch']}, {made['processor']}. "
+        f"[Every run]({out.name}/{folder.name}/results.csv).\n"
+    )
+    for figure in ("final-loss", "learning-rate"):
+        for path in sorted(target.glob(f"*{figure}.svg")):
+            yield f"\n![{path.stem}]({out.name}/{folder.name}/{path.name})\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("studies", type=Path, help="the folder of studies")
+    parser.add_argument("out", type=Path, help="folder of the data; the page is beside it")
+    options = parser.parse_args()
+    claims = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["claims"]
+    lines = [
+        f"| {' | '.join(row)} |\n"
+        for claim in claims
+        for row in rows(claim, options.studies / claim["study"])
+    ]
+    names = dict.fromkeys(claim["study"] for claim in claims)
+    done = [name for name in names if (options.studies / name / "results.csv").exists()]
+    sections = [line for name in done for line in keep(options.studies / name, options.out)]
+    write_whole(options.out.with_suffix(".md"), "".join([HEAD, *lines, *sections]))
+
+
+if __name__ == "__main__":
+    main()
