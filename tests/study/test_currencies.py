@@ -1,6 +1,7 @@
 """Costs of reaching a loss, from curves with known crossings."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,15 @@ def test_a_lost_run_is_counted(tmp_path: Path) -> None:
     page = "".join(currency_section(part, [baseline, cheap], tmp_path))
     assert "not reached by 1 of 3" in page and all(name in page for name in CURRENCIES)
     assert (tmp_path / "currencies.svg").exists()
+
+
+def test_a_run_that_has_not_been_made_costs_nothing(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"pre-norm": 1.0, "hybridnorm": 0.5})
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "runs" / f"hybridnorm-seed{seed}")
+    baseline, cheap = arms(study, read_results(study, tmp_path))
+    found = price(cheap, baseline, "tokens")
+    assert found is not None and (found.n, found.missed) == (1, 0)
 
 
 def test_a_loss_is_reached_once() -> None:

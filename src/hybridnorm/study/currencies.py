@@ -32,7 +32,7 @@ from hybridnorm.study.figures import (
 )
 from hybridnorm.study.parts import Part
 from hybridnorm.study.plan import Study
-from hybridnorm.study.results import Arm, Result
+from hybridnorm.study.results import DONE, Arm, Result
 from hybridnorm.train.report import Row
 
 _READING = (
@@ -125,7 +125,7 @@ def price(arm: Arm, target: Arm, currency: str) -> Price | None:
     paid = {result.seed: result for result in target.best if result.status == "finished"}
     logs, n, missed = list[float](), 0, 0
     for result in arm.best:
-        if result.seed not in paid:
+        if result.seed not in paid or result.status not in DONE:
             continue
         cost, losses = curve(result, currency, arm.measure)
         own, own_losses = curve(paid[result.seed], currency, target.measure)
