@@ -26,11 +26,11 @@ def study_file(folder: Path, corpus: Path, grid: str, head: str = "") -> Path:
     return path
 
 
-def start(path: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(path: Path, folder: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
     words = ["study", str(path), "--dir", str(folder), "--jobs", "2", *options]
     return subprocess.Popen(
         [sys.executable, "-m", "hybridnorm", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
@@ -38,6 +38,22 @@ def wait_for_step(study: subprocess.Popen[bytes], run_dir: Path, step: int = 1) 
     while last_step(run_dir) < step:
         assert study.poll() is None
         time.sleep(0.01)
+
+
+@linux
+def test_each_run_has_a_gpu_of_its_own(corpus: Path, tmp_path: Path) -> None:
+    path = study_file(tmp_path, corpus, 'model.placement = ["pre-norm", "hybridnorm"]')
+    folder, options = tmp_path / "out", (*ENDLESS, "--train.device", "cpu")
+    study = start(path, folder, *options, CUDA_VISIBLE_DEVICES="4,7")
+    for name in ("pre-norm", "hybridnorm"):
+        wait_for_step(study, folder / "runs" / name)
+    seen = set()
+    for pid in children(study.pid):
+        pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        seen |= {pair for pair in pairs if pair.startswith("CUDA_VISIBLE_DEVICES")}
+    study.terminate()
+    assert study.wait(timeout=60) == 130
+    assert seen == {"CUDA_VISIBLE_DEVICES=4", "CUDA_VISIBLE_DEVICES=7"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -34,6 +34,8 @@ class _Job:
     run_dir: Path
     log: Path
     process: subprocess.Popen[bytes]
+    gpu: str | None
+    """As CUDA_VISIBLE_DEVICES names it; None where there is none."""
 
     def result(self) -> Result:
         """What became of the run; its process has ended."""
@@ -55,20 +57,33 @@ def threads(jobs: int) -> int:
     return max(1, cores() // jobs)
 
 
+def gpus() -> list[str]:
+    """The GPUs that runs may take, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip()]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
 def run_all(runs: list[Run], folder: Path, jobs: int, console: Console) -> dict[str, str]:
     """Run all; why they stopped, by name, for those that did not come to their end.
+
+    Each run has one GPU, where there are any: that with the fewest runs.
 
     Raises:
         HybridNormError: a log cannot be written; no run is left behind.
     """
     waiting, running, crashes = list(runs), list[_Job](), dict[str, str]()
+    found = gpus()
     with (
         Live(console=console, auto_refresh=False, transient=True) as live,
         _none_left(running, console),
     ):
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(waiting.pop(0), folder, jobs))
+                taken = [job.gpu for job in running]
+                gpu = min(found, key=taken.count, default=None)
+                running.append(_start(waiting.pop(0), folder, jobs, gpu))
             time.sleep(_POLL)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
@@ -97,13 +112,15 @@ def _none_left(running: list[_Job], console: Console) -> Iterator[None]:
         raise
 
 
-def _start(run: Run, folder: Path, jobs: int) -> _Job:
+def _start(run: Run, folder: Path, jobs: int, gpu: str | None) -> _Job:
     run_dir, log = folder / "runs" / run.name, folder / "logs" / f"{run.name}.log"
     command = [sys.executable, "-m", "hybridnorm", "train", str(recipe_file(folder, run))]
     command += ["--run-dir", str(run_dir)]
     if is_started(folder, run):
         command.append("--resume")
     shared = {"OMP_NUM_THREADS": str(threads(jobs)), STARTED_BY: str(os.getpid())}
+    if gpu is not None:
+        shared["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         log.parent.mkdir(exist_ok=True)
         with log.open("wb") as file:
@@ -119,7 +136,7 @@ def _start(run: Run, folder: Path, jobs: int) -> _Job:
         raise HybridNormError(
             f"{log}: cannot start the run: {error.strerror}; make room, or name another --dir"
         ) from None
-    return _Job(run, run_dir, log, process)
+    return _Job(run, run_dir, log, process, gpu)
 
 
 def _outcome(result: Result) -> str:
