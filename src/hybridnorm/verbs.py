@@ -71,7 +71,7 @@ class StudyArgs(Ranged):
     dir: Path | None = None
     """Folder of the study. None: studies/<study>."""
     jobs: Processes = 1
-    """Runs at a time; they share the cores."""
+    """Runs at a time; they share the cores, and each has one GPU where there are any."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
@@ -90,7 +90,7 @@ class Advise(Ranged):
     dir: Path | None = None
     """Folder of the study. None: studies/<recipe>-advice."""
     jobs: Processes = 1
-    """Runs at a time; they share the cores."""
+    """Runs at a time; they share the cores, and each has one GPU where there are any."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 
