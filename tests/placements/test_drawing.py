@@ -46,7 +46,7 @@ def test_a_drawing_has_every_norm_and_its_texts_are_legible(name: str) -> None:
     norms = [norm for g in blocks for part in (g.spec, g.spec.attention, g.spec.feed_forward)
              for norm in norms_of(part).values()]  # fmt: skip
     norms += [norm for norm in (spec.embed_norm, spec.final(12)) if norm]
-    assert sum(text in ("Norm", "DyT", "Derf") for text in found) == len(norms)
+    assert sum(text in ("Norm", "LayerNorm", "DyT", "Derf") for text in found) == len(norms)
     assert found.count("Attention") == len(blocks)
     assert {group.title for group in blocks} <= set(found)
     assert overlapping_texts(figure) == []

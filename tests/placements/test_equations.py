@@ -184,6 +184,7 @@ def test_the_equations_are_what_the_model_computes(name: str) -> None:
         block = model.blocks[layer]
         names = {
             "N": rms,
+            "LN": lambda x: rms(x - x.mean(-1, keepdim=True)),
             "Attn": lambda x, block=block: block.attention.branch(x, rope=angles),
             "FFN": block.feed_forward.branch,
             "sqrt": math.sqrt,
