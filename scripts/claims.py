@@ -94,7 +94,7 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
     study, results = completed(load_study(folder / "study.toml"), folder)
     made = read_json(next((folder / "runs").glob("*/environment.json")))
     recipe = study.runs[0].recipe.train
-    yield f"\n## {study.title}\n\n    {(folder / 'command.txt').read_text().strip()}\n"
+    yield f"\n## {study.title}\n\n    {(folder / 'command.txt').read_text().strip()}\n\n"
     yield (
         f"{study.note}\n\n{len(results)} runs of {recipe.steps:,} steps, hybridnorm at commit "
         f"{made['commit']}, torch {made['torch']}, {made['processor']}. "
