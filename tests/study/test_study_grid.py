@@ -99,6 +99,10 @@ def test_dotted_fields_need_no_quotes(tmp_path: Path) -> None:
             '[grid]\nmodel.placement = ["pre-norm"]\n"model.placement" = ["pre-norm"]',
             "grid.model.placement: is there twice",
         ),
+        (
+            '[set]\nseed = 3\n[grid]\nmodel.placement = ["pre-norm"]\nseed = [0, 1]',
+            "set.seed: is in the grid, too",
+        ),
         ('[grid]\nmodel.placement = ["pre-norm", "Pre-Norm"]', "two runs would be called"),
         (
             '[grid]\nmodel.placement = ["pre-norm"]\noptimizer.lr = [1, 1.0]',

@@ -237,3 +237,10 @@ def test_a_report_is_written_anew_from_the_files_alone(tmp_path: Path) -> None:
     assert drawings == {path.stem for path in (folder / "figures").glob("*.csv")}
     with pytest.raises(HybridNormError, match="not the folder of a study"):
         rebuild(tmp_path / "elsewhere")
+
+
+def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+    study = study_of(tmp_path, RATES)
+    claim(study, tmp_path, "hybridnorm study s.toml")
+    page = rebuild(tmp_path).read_text()
+    assert "No run has finished" in page

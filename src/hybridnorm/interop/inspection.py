@@ -93,7 +93,7 @@ def _described(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         known = architecture(config)
-    except (OSError, ValueError) as error:  # a HybridNormError is a ValueError
+    except (OSError, ValueError, TypeError, LookupError) as error:  # as damaged fields raise
         yield "model", str(error).splitlines()[0]
     else:
         yield from _model(known.shape, known.placement)

@@ -19,7 +19,7 @@ from hybridnorm.study.plan import PLACEMENT, RATE, SEED, Study, load_study, stud
 from hybridnorm.study.rates import edge
 from hybridnorm.study.results import Arm, arms, read_result, read_results
 from hybridnorm.study.run import prepare_data, run_study
-from hybridnorm.study.statistics import compare, pairs_to_resolve
+from hybridnorm.study.statistics import LEVEL, compare, holm, pairs_to_resolve
 from hybridnorm.study.tables import interval
 from hybridnorm.terminal import Screen
 from hybridnorm.text import count
@@ -54,6 +54,11 @@ def advise(
     recorded = folder / "study.toml"
     if recorded.exists():
         study = load_study(recorded)
+        if _model_of(study.runs[0].recipe) != _model_of(recipe):
+            raise HybridNormError(
+                f"{folder}: holds the advice for another recipe; name another --dir"
+            )
+        console.print(f"going on with the plan in {folder}, whatever --minutes says")
     else:
         smallest = _study(name, overrides, *_PLANS[-1], _SEEDS)
         prepare_data(smallest, console)
@@ -145,6 +150,12 @@ def _study(
     return study_of(Path.cwd() / f"{Path(name).stem}-advice.toml", table)
 
 
+def _model_of(recipe: Recipe) -> tuple[object, ...]:
+    """What no run of a plan varies."""
+    model, optimizer = replace(recipe.model, placement=""), replace(recipe.optimizer, lr=1.0)
+    return model, optimizer, recipe.train.batch_size, recipe.train.seq_len
+
+
 def _shortened(name: str, overrides: Mapping[str, object], steps: int) -> dict[str, Any]:
     """Fields of a run of fewer steps, its schedule in proportion."""
     recipe = load_recipe(name, overrides).in_steps()
@@ -194,13 +205,15 @@ def _pace(study: Study, jobs: int, console: Console) -> Pace:
 
 def _confidence(best: Arm, others: Sequence[Arm], study: Study) -> Iterator[str]:
     """How far each other arm is behind, over the seeds that both have."""
-    told_apart = True
+    found = []
     for arm in others:
         seeds = [seed for seed in best.losses if seed in arm.losses]
-        c = compare(*([side.losses[seed] for seed in seeds] for side in (best, arm)))
-        told_apart &= c.significant
-        line = f"{best.value} beside {arm.value}: {interval(c)} nats per token, {c.n} seeds"
-        if not c.significant and c.deviation:
+        found.append(compare(*([side.losses[seed] for seed in seeds] for side in (best, arm))))
+    p_values = holm([c.paired.p if c.paired else 1.0 for c in found])
+    told_apart = all(p < 1 - LEVEL for p in p_values)
+    for arm, c, p in zip(others, found, p_values, strict=True):
+        line = f"{best.value} beside {arm.value}: {interval(c, p)} nats per token, {c.n} seeds"
+        if p >= 1 - LEVEL and c.deviation:
             needed = pairs_to_resolve(c.mean, c.deviation)
             line += f"; not told apart, which would take about {needed} seeds" if needed else ""
         yield line
@@ -221,6 +234,8 @@ def _doubts(study: Study, recipe: Recipe, found: Sequence[Arm], best: Arm) -> It
         )
     if side := edge(best):
         yield f"Its rate is the {side} that was tried: a better one may lie beyond."
+    if at_edge := [str(arm.value) for arm in found if arm is not best and edge(arm)]:
+        yield f"So is that of {', '.join(at_edge)}: at other rates they may be better than here."
     if lost := [str(arm.value) for arm in found if len(arm.losses) < len(arm.best)]:
         yield f"Not all runs of {', '.join(lost)} finished, at any rate."
     yield "It is about this model, this text and this budget; another size may want another answer."

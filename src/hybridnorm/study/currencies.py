@@ -27,6 +27,7 @@ from hybridnorm.study.figures import (
     as_written,
     draw_curves,
     figure_svg,
+    has_data,
     log_sizes,
     save_figures,
 )
@@ -177,7 +178,8 @@ def currency_chart(study: Study, found: Sequence[Arm]) -> Chart:
         drawn = draw_curves(axes, study, found, "cost", series, "o")
         rows += [{"currency": currency, **row} for row in drawn]
         finish(axes, currency, "")
-        log_sizes(axes)
+        if has_data(axes):
+            log_sizes(axes)
     figure.axes[0].set_ylabel("held-out loss (nats per token)")
     named = figure.axes[0].get_legend_handles_labels()
     legend = figure.legend(*named, loc="outside upper center", ncols=4, frameon=False)

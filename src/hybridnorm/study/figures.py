@@ -73,7 +73,7 @@ def _curves(
     figure = Figure(figsize=(7.2, 4.0))
     axes = figure.add_subplot()
     rows = draw_curves(axes, study, found, "tokens", series, marker)
-    if log:
+    if log and has_data(axes):
         axes.set_yscale("log")
     finish(axes, "tokens", label)
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
@@ -104,6 +104,11 @@ def draw_curves(
         values = np.stack([np.interp(shared, x, y) for x, y in runs])
         rows += _band(axes, study, arm, index, heading, shared, list(values.T), marker)
     return rows
+
+
+def has_data(axes: Axes) -> bool:
+    """Whether a point is drawn; a logarithmic axis without one cannot be."""
+    return any(len(line.get_xdata()) for line in axes.lines)  # type: ignore[arg-type]
 
 
 def log_sizes(axes: Axes) -> None:
@@ -137,7 +142,8 @@ def _rates(study: Study, found: Sequence[Arm]) -> Chart:
                     color=_look(index)[0],
                     transform=axes.get_xaxis_transform(),
                 )
-    axes.set_xscale("log")
+    if has_data(axes):
+        axes.set_xscale("log")
     finish(axes, "learning rate; × a run that diverged", "final held-out loss (nats per token)")
     _legend(axes, study)
     return Chart(figure, rows)

@@ -11,7 +11,7 @@ from hybridnorm.recipe import Recipe, builtin
 from hybridnorm.study.plan import Run, load_study
 from hybridnorm.text import clock
 
-_SIZE, _TRIES = 512, 50  # of square matrices
+_SIZE, _TRIES = 512, 500  # of square matrices; a second, of which others leave some free
 _SHARE = 0.5  # of the speed of such a product: the demo study's, two runs at a time on two cores
 _START = 5.0  # seconds that a run takes besides its steps, with another one beside it
 

@@ -156,6 +156,8 @@ def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]
     grid, common = (_fields(table.get(part, {}), part) for part in ("grid", "set"))
     others = {"grid", "set", "baseline"}
     file = build(_File, {key: value for key, value in table.items() if key not in others})
+    if both := [name for name in grid if name in common]:
+        raise HybridNormError(f"set.{both[0]}: is in the grid, too; keep one")
     for dotted, value in overrides.items():
         if dotted in grid or isinstance(value, list):
             common.pop(dotted, None)
