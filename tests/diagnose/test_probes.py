@@ -1,93 +1,20 @@
-"""Each probe against a slow, direct computation on a small model."""
+"""Probes of gradients, the stream and attention against slow, direct computations; all on all."""
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridnorm.diagnose.catalogue import named_probes, quick_probes
+from hybridnorm.diagnose.catalogue import quick_probes
 from hybridnorm.diagnose.forward import analytic_products, growth
-from hybridnorm.diagnose.hook import Probing
-from hybridnorm.diagnose.table import Table
 from hybridnorm.model.config import ModelConfig
 from hybridnorm.model.layers import apply_rope, rope
 from hybridnorm.model.transformer import Transformer
 from hybridnorm.placements import placement, strategies
-from hybridnorm.recipe.config import DiagnoseConfig, Recipe, TrainConfig
-from hybridnorm.train.batches import Batch
-from hybridnorm.train.hooks import State
-from hybridnorm.train.world import World
-
-IDS = torch.randint(0, 50, (3, 13), generator=torch.Generator().manual_seed(0))
-BATCH = Batch(IDS[:, :-1], IDS[:, 1:], None)
-
-
-def small(name: str, **fields: object) -> Transformer:
-    """A model with gains that are not 1, and streams of different sizes."""
-    model = Transformer(
-        ModelConfig(
-            placement=name, d_model=16, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=24,
-            vocab_size=50, vocab_multiple_of=1, init_std=0.2, **fields,
-        )
-    )  # fmt: skip
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data += torch.empty_like(parameter).uniform_(-0.3, 0.3)
-    return model
-
-
-def diagnosed(model: Transformer, *probes: str, batch: Batch = BATCH) -> dict[str, Table]:
-    """What the probes find, as in a step of a run on `batch`, which is the held-out text too."""
-    recipe = Recipe(
-        model=model.config,
-        train=TrainConfig(batch_size=4, seq_len=12),
-        diagnose=DiagnoseConfig(probes=probes),
-    )
-    world = World(torch.device("cpu"))
-    state = State(recipe, model, world, Path(), 0, lambda limit: iter([(batch, 2)]))
-    hook = Probing(named_probes(probes))
-    hook.start(state)
-    hook.before_forward(state)
-    model.losses(*batch).total.backward()
-    hook.after_backward(state)
-    return hook.tables
-
-
-def values(table: Table, name: str, sublayer: str = "") -> list[float]:
-    rows = [row for row in table if (row.name, row.sublayer) == (name, sublayer)]
-    assert {row.step for row in rows} == {1}
-    return [row.value for row in sorted(rows)]
-
-
-def close(expected: object) -> object:
-    return pytest.approx(torch.as_tensor(expected).tolist(), rel=1e-4, abs=1e-6)
-
-
-def streams(model: Transformer, ids: Tensor) -> list[Tensor]:
-    """The embedding and what leaves every block, block by block."""
-    x = model.embed_norm(model.embed_scale(model.embedding(ids)))
-    found = [x]
-    for block in model.blocks:
-        x, _ = block(x, rope(torch.arange(ids.shape[1]), 4, model.config.rope_theta))
-        found.append(x)
-    return found
-
-
-@pytest.fixture(params=["hybridnorm-star", "post-norm", "olmo2", "pre-norm"])
-def model(request: pytest.FixtureRequest) -> Transformer:
-    return small(request.param)
-
-
-def states(model: Transformer) -> Iterator[list[Tensor]]:
-    """Of each of the two sequences that count, the states `(seq, d_model)`."""
-    with torch.no_grad():
-        for row in BATCH.input_ids[:2]:
-            yield [h[0] for h in streams(model, row[None])]
+from probed import BATCH, close, diagnosed, small, states, streams, sublayers, values
 
 
 def test_gradients(model: Transformer) -> None:
@@ -133,23 +60,6 @@ def test_growth_classes() -> None:
     assert growth([2.0, 2.1, 1.9, 2.0, 2.2])[0] == "constant"
     assert growth([1 + 0.7 * layer for layer in range(12)])[0] == "linear"
     assert growth([1.7**layer for layer in range(12)])[0] == "exponential"
-
-
-def sublayers(model: Transformer, row: Tensor) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor]]:
-    """Layer, name, stream in, contribution, stream out by the four lines of the vocabulary."""
-    rotation = rope(torch.arange(len(row)), 4, model.config.rope_theta)
-    x = model.embed_norm(model.embed_scale(model.embedding(row[None])))
-    for layer, block in enumerate(model.blocks, start=1):
-        x_block = x
-        for name in ("attention", "feed_forward"):
-            part = getattr(block, name)
-            n = part.input_norm(x)
-            inputs = {"rope": rotation} if name == "attention" else {}
-            b = part.branch_scale(part.output_norm(part.branch(part.input_scale(n), **inputs)))
-            r = {"raw": x, "normed": n, "block_input": x_block}.get(part.skip, x + x_block)
-            out = part.post_norm(part.skip_scale(r) + b)
-            yield layer, name, x, b, out
-            x = out
 
 
 def test_update_ratio(model: Transformer) -> None:
@@ -265,88 +175,6 @@ def test_entropy_keeps_to_documents() -> None:
     expected = 2 * sum(math.log(n) for n in range(1, 7)) / 12
     assert values(masked, "bound", "attention") == close([expected] * 3)
     assert max(values(masked, "entropy", "attention")) < expected
-
-
-def test_representations(model: Transformer) -> None:
-    names = ("token-similarity", "rank", "massive-activations", "outliers")
-    tables = diagnosed(model, *names)
-    found = {name: torch.zeros(4) for name in ("similarity", "rank", "stable", "kurtosis")}
-    top = torch.zeros(4, 3)
-    for rows in states(model):
-        for layer, h in enumerate(rows):
-            cosines = [
-                F.cosine_similarity(a, b, dim=0)
-                for i, a in enumerate(h)
-                for j, b in enumerate(h)
-                if i != j
-            ]
-            found["similarity"][layer] += sum(cosines) / len(cosines) / 2
-            s = torch.linalg.svdvals(h)
-            p = s / s.sum()
-            found["rank"][layer] += torch.exp(-(p * p.log()).sum()) / 2
-            found["stable"][layer] += h.square().sum() / torch.linalg.matrix_norm(h, 2) ** 2 / 2
-            sizes = h.square().mean(0).sqrt()
-            found["kurtosis"][layer] += (sizes**4).mean() / (sizes**2).mean() ** 2 / 2
-            top[layer] = torch.maximum(
-                top[layer], h.abs().flatten().sort(descending=True).values[:3]
-            )
-    assert values(tables["token-similarity"], "token_similarity") == close(found["similarity"])
-    assert values(tables["rank"], "effective_rank") == close(found["rank"])
-    assert values(tables["rank"], "stable_rank") == close(found["stable"])
-    assert values(tables["outliers"], "kurtosis") == close(found["kurtosis"])
-    massive = tables["massive-activations"]
-    for i, name in enumerate(("largest", "second", "third")):
-        assert values(massive, name) == close(top[:, i])
-
-
-def test_influence_and_angles(model: Transformer) -> None:
-    tables = diagnosed(model, "block-influence", "angular-distance")
-    influence, angles = torch.zeros(3), torch.zeros(4, 4)
-    for rows in states(model):
-        for a in range(4):
-            for b in range(a + 1, 4):
-                cosines = torch.stack(
-                    [
-                        F.cosine_similarity(x, y, dim=0)
-                        for x, y in zip(rows[a], rows[b], strict=True)
-                    ]
-                )
-                angles[a, b] += (torch.arccos(cosines) / math.pi).mean() / 2
-                if b == a + 1:
-                    influence[a] += (1 - cosines).mean() / 2
-    assert values(tables["block-influence"], "block_influence") == close(influence)
-    for b in range(1, 4):
-        assert values(tables["angular-distance"], f"to_{b}") == close(angles[:b, b])
-
-
-def test_removal_is_a_model_without_the_block(model: Transformer) -> None:
-    table = diagnosed(model, "block-removal")["block-removal"]
-    with torch.no_grad():
-        whole = model.loss(*BATCH)
-        expected = []
-        for layer in range(3):
-            x = model.embed_norm(model.embed_scale(model.embedding(BATCH.input_ids)))
-            for other, block in enumerate(model.blocks):
-                if other != layer:
-                    x, _ = block(x, rope(torch.arange(12), 4, model.config.rope_theta))
-            logits = model.logits(model.final_norm(x))
-            expected.append(F.cross_entropy(logits.flatten(0, 1), BATCH.targets.flatten()) - whole)
-    assert values(table, "loss_increase") == close(torch.stack(expected))
-
-
-def test_logit_lens(model: Transformer) -> None:
-    table = diagnosed(model, "logit-lens")["logit-lens"]
-    agreement, kl = torch.zeros(4), torch.zeros(4)
-    with torch.no_grad():
-        for row in BATCH.input_ids[:2]:
-            final = model(row[None])[0].softmax(-1)
-            for layer, h in enumerate(streams(model, row[None])):
-                mine = model.logits(model.final_norm(h))[0].softmax(-1)
-                agreement[layer] += (mine.argmax(-1) == final.argmax(-1)).float().mean() / 2
-                kl[layer] += (final * (final / mine).log()).sum(-1).mean() / 2
-    assert values(table, "agreement") == close(agreement)
-    assert values(table, "kl") == pytest.approx(kl.tolist(), rel=1e-3, abs=1e-5)
-    assert values(table, "agreement")[-1] == 1
 
 
 @pytest.mark.parametrize("name", strategies())

@@ -64,7 +64,7 @@ def advise(
         prepare_data(smallest, console)
         study = fitting(name, overrides, _pace(smallest, jobs, console), 60 * minutes * jobs)
     steps = study.runs[0].recipe.train.steps
-    sizes = ", ".join(count(len(values), field) for field, values in study.grid.items())
+    sizes = ", ".join(f"{len(values)} x {field}" for field, values in study.grid.items())
     console.print(f"plan: {sizes}; {count(len(study.runs), 'run')} of {count(steps, 'step')}")
     run_study(study, folder, jobs=jobs, command=command)
     for line in advice(study, folder, recipe):
@@ -125,7 +125,7 @@ def advice(study: Study, folder: Path, recipe: Recipe) -> list[str]:
     write_whole(advised, dump_recipe(replace(recipe, model=model, optimizer=optimizer)))
     return [
         f"Train with {best.value} at learning rate {rate:g}: hybridnorm train {advised}",
-        *_confidence(best, ranked[1:], study),
+        *_confidence(best, ranked[1:]),
         *_doubts(study, recipe, found, best),
     ]
 
@@ -185,7 +185,7 @@ def _pace(study: Study, jobs: int, console: Console) -> Pace:
         replace(run.changed("trial", short), name=f"trial {number}")
         for number, run in enumerate(study.runs[:jobs], start=1)
     ]
-    console.print(f"how fast is it here: {_TRIAL} steps, {jobs} runs at a time")
+    console.print(f"how fast is it here: {_TRIAL} steps, {jobs} at a time")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         for run in trials:
@@ -203,7 +203,7 @@ def _pace(study: Study, jobs: int, console: Console) -> Pace:
     return Pace(max(0.0, wall - seconds), seconds / _TRIAL * (1 + evaluation))
 
 
-def _confidence(best: Arm, others: Sequence[Arm], study: Study) -> Iterator[str]:
+def _confidence(best: Arm, others: Sequence[Arm]) -> Iterator[str]:
     """How far each other arm is behind, over the seeds that both have."""
     found = []
     for arm in others:
@@ -232,10 +232,11 @@ def _doubts(study: Study, recipe: Recipe, found: Sequence[Arm], best: Arm) -> It
             f"Runs had {steps:,} of {asked:,} steps: longer ones may want another placement, and "
             "mostly want a lower rate. More --minutes make them longer."
         )
-    if side := edge(best):
-        yield f"Its rate is the {side} that was tried: a better one may lie beyond."
-    if at_edge := [str(arm.value) for arm in found if arm is not best and edge(arm)]:
-        yield f"So is that of {', '.join(at_edge)}: at other rates they may be better than here."
+    if at_edge := [f"{arm.value} (the {side})" for arm in found if (side := edge(arm))]:
+        yield (
+            f"At the last rate that was tried are best: {', '.join(at_edge)}. Better ones may lie "
+            "beyond."
+        )
     if lost := [str(arm.value) for arm in found if len(arm.losses) < len(arm.best)]:
         yield f"Not all runs of {', '.join(lost)} finished, at any rate."
     yield "It is about this model, this text and this budget; another size may want another answer."
