@@ -17,9 +17,9 @@ from hybridnorm.study.folder import recipe_file
 from hybridnorm.study.jobs import run_all
 from hybridnorm.study.plan import PLACEMENT, RATE, SEED, Study, load_study, study_of
 from hybridnorm.study.rates import edge
-from hybridnorm.study.results import Arm, arms, read_result, read_results
+from hybridnorm.study.results import Arm, arms, beside, read_result, read_results
 from hybridnorm.study.run import prepare_data, run_study
-from hybridnorm.study.statistics import LEVEL, compare, holm, pairs_to_resolve
+from hybridnorm.study.statistics import LEVEL, holm, pairs_to_resolve
 from hybridnorm.study.tables import interval
 from hybridnorm.terminal import Screen
 from hybridnorm.text import count
@@ -205,13 +205,10 @@ def _pace(study: Study, jobs: int, console: Console) -> Pace:
 
 def _confidence(best: Arm, others: Sequence[Arm]) -> Iterator[str]:
     """How far each other arm is behind, over the seeds that both have."""
-    found = []
-    for arm in others:
-        seeds = [seed for seed in best.losses if seed in arm.losses]
-        found.append(compare(*([side.losses[seed] for seed in seeds] for side in (best, arm))))
-    p_values = holm([c.paired.p if c.paired else 1.0 for c in found])
+    found = [(arm, c) for arm in others if (c := beside(best, arm).comparison)]
+    p_values = holm([c.paired.p if c.paired else 1.0 for _, c in found])
     told_apart = all(p < 1 - LEVEL for p in p_values)
-    for arm, c, p in zip(others, found, p_values, strict=True):
+    for (arm, c), p in zip(found, p_values, strict=True):
         line = f"{best.value} beside {arm.value}: {interval(c, p)} nats per token, {c.n} seeds"
         if p >= 1 - LEVEL and c.deviation:
             needed = pairs_to_resolve(c.mean, c.deviation)

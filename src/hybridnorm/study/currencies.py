@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from hybridnorm.charts import finish
 from hybridnorm.html_page import html_figure, html_table
@@ -34,6 +33,7 @@ from hybridnorm.study.figures import (
 from hybridnorm.study.parts import Part
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import DONE, Arm, Result
+from hybridnorm.study.statistics import Estimate
 from hybridnorm.train.report import Row
 
 _READING = (
@@ -143,8 +143,8 @@ def price(arm: Arm, target: Arm, currency: str) -> Price | None:
         return None
     interval = None
     if n >= 3 and not missed:
-        half = stats.t.ppf(0.975, n - 1) * stats.sem(logs)
-        interval = math.exp(fmean(logs) - half), math.exp(fmean(logs) + half)
+        low, high = Estimate(fmean(logs), stdev(logs) / math.sqrt(n), n - 1).interval
+        interval = math.exp(low), math.exp(high)
     return Price(math.exp(fmean(logs)) if logs else 0.0, interval, n, missed)
 
 

@@ -189,14 +189,14 @@ def arms(study: Study, results: Sequence[Result]) -> list[Arm]:
         settings, best = _best(study, mine, choosing)
         found.append(Arm(value, mine, best, settings, measure))
     baseline = found[study.arms.index(study.baseline)]
-    found = [arm if arm is baseline else _beside(arm, baseline) for arm in found]
+    found = [arm if arm is baseline else beside(arm, baseline) for arm in found]
     tested = [arm.p for arm in found if arm.p is not None]
     corrected = iter(holm(tested) if study.correct == "holm" else tested)
     return [arm if arm.p is None else replace(arm, p=next(corrected)) for arm in found]
 
 
-def _beside(arm: Arm, baseline: Arm) -> Arm:
-    """The arm with what runs of the same seed say of it and the baseline."""
+def beside(arm: Arm, baseline: Arm) -> Arm:
+    """The arm with what runs of the same seed say of it and the baseline, if there are any."""
     seeds = [seed for seed in arm.losses if seed in baseline.losses]
     if not seeds:
         return arm

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
 from hybridnorm.charts import COLOURS, finish
 from hybridnorm.html_page import html_figure, html_table
@@ -30,6 +30,7 @@ from hybridnorm.study.figures import (
 from hybridnorm.study.parts import parts
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import Result, arms
+from hybridnorm.study.statistics import quantile
 from hybridnorm.train.report import Row
 
 Numbers = NDArray[np.float64]
@@ -76,13 +77,13 @@ class Law:
             raise ValueError(f"{len(self.sizes)} sizes do not say what lies beyond them")
         jacobian = _jacobian(x / self.centre, self.scale, self.alpha)[..., -len(self.covariance) :]
         variance = np.einsum("...i,ij,...j->...", jacobian, self.covariance, jacobian)
-        half = _t95(self.degrees) * np.sqrt(variance)
+        half = quantile(self.degrees) * np.sqrt(variance)
         return self.floor + self.scale * (x / self.centre) ** -self.alpha, half
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% interval of the exponent."""
-        half = _t95(self.degrees) * float(np.sqrt(self.covariance[-1, -1]))
+        half = quantile(self.degrees) * float(np.sqrt(self.covariance[-1, -1]))
         return self.alpha - half, self.alpha + half
 
 
@@ -121,10 +122,6 @@ def _jacobian(u: Numbers, scale: float, alpha: float) -> Numbers:
     """By E, A and alpha."""
     powers = u**-alpha
     return np.stack([np.ones_like(u), powers, -scale * powers * np.log(u)], axis=-1)
-
-
-def _t95(degrees: int) -> float:
-    return float(stats.t.ppf(0.975, degrees))
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ def _columns(found: Sequence[Scaling]) -> dict[str, list[str]]:
         "sizes": [f"{len(set(one.sizes))}" for one in found],
         "runs": [f"{len(one.sizes)}" for one in found],
         "loss": [law(one) for one in found],
-        "exponent, 95% interval": [exponent(one) for one in found],
+        "alpha, 95% interval": [exponent(one) for one in found],
     }
 
 
