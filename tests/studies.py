@@ -33,6 +33,7 @@ def fake_run(
     skipped: int = 0,
     parameters: int = 1000,
     windows: Sequence[float] = (),
+    unigram: float | None = None,
     **held_out: float,
 ) -> None:
     """What a run leaves behind."""
@@ -40,7 +41,7 @@ def fake_run(
     run_dir.mkdir(parents=True)
     (run_dir / "recipe.toml").touch()
     writer = MetricsWriter(run_dir)
-    writer.write(event="started", step=0, parameters=parameters)
+    writer.write(event="started", step=0, parameters=parameters, unigram_loss=unigram)
     for step, loss in enumerate(losses, start=1):
         writer.write(
             step=step,

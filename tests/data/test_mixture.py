@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy.stats import entropy
 
 from hybridnorm.data.config import DataConfig
 from hybridnorm.data.dataset import Tokens
@@ -93,6 +94,8 @@ def test_held_out_windows_keep_the_proportions(folders: tuple[Path, Path]) -> No
     everything = mixture.windows(16, 10**9)[0]
     n_digits = mixture.parts[1].n_windows(16)
     assert len(everything) in range(4 * n_digits, 4 * n_digits + 4), "the shorter set runs out"
+    expected = entropy(np.bincount(targets.ravel()))
+    assert mixture.unigram_loss(16, 40) == pytest.approx(expected)
 
 
 def test_tokens_per_byte_are_those_of_the_mixed_text(folders: tuple[Path, Path]) -> None:

@@ -18,7 +18,7 @@ from hybridnorm.study.rates import curve, edge, stable
 from hybridnorm.study.report import rebuild, write_results
 from hybridnorm.study.results import Result, arms
 from hybridnorm.study.statistics import chance
-from hybridnorm.study.tables import arm_columns, evidence_columns
+from hybridnorm.study.tables import arm_columns, evidence_columns, runs_text
 from hybridnorm.study.verdict import is_below, verdict
 from studies import fake_run
 
@@ -81,7 +81,7 @@ def test_rates_are_added_until_the_best_is_inside(tmp_path: Path) -> None:
     assert str(stable(pre)) == "≥ 0.032"
     assert [point.rate for point in curve(post)] == [0.00025, 0.0005, 0.001, 0.002, 0.004]
     assert post.settings == {RATE: 0.0005}
-    assert (stable(post).rate, stable(post).diverged_at) == (0.002, 0.004)
+    assert (stable(post).rate, stable(post).unstable_at) == (0.002, 0.004)
     added = [run for run in study.runs if run.part == "extension"]
     assert len(added) == 18 and len({run.name for run in added}) == 18
     assert {run.recipe.optimizer.lr for run in added if "post" in run.name} == {
@@ -91,6 +91,16 @@ def test_rates_are_added_until_the_best_is_inside(tmp_path: Path) -> None:
     worst = next(row for row in chart.rows if row["diverged"])
     assert (worst["model.placement"], worst[RATE], worst["diverged"]) == ("post-norm", 0.004, 3)
     assert "mean" not in worst and len(chart.rows) == 10
+
+
+def test_a_rate_at_which_nothing_is_learned_is_not_stable(tmp_path: Path) -> None:
+    study = study_of(tmp_path, RATES.replace("extend = true", ""))
+    for run in study.runs:
+        stuck = run.recipe.optimizer.lr == 0.004 and "post" in run.name
+        fake_run(tmp_path, run.name, [8.0, 7.01 if stuck else 5.0], unigram=7.0)
+    pre, post = arms(*completed(study, tmp_path))
+    assert (str(stable(pre)), str(stable(post))) == ("≥ 0.004", "0.002")
+    assert runs_text(post) == "6 finished, 3 at the unigram plateau"
 
 
 def test_a_best_that_never_comes_is_flagged_after_the_stated_number_of_steps(

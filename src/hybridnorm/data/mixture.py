@@ -58,6 +58,18 @@ class Mixture:
         stacked = np.stack(rows)
         return stacked[:, :-1], stacked[:, 1:]
 
+    def unigram_loss(self, seq_len: int, limit: int) -> float:
+        """Nats per token of these windows, for a model that knows no more than their frequencies.
+
+        The entropy of the targets: a little less than what frequencies of other text would reach.
+
+        Raises:
+            HybridNormError: a set is shorter than one window.
+        """
+        _, counts = np.unique(self.windows(seq_len, limit)[1], return_counts=True)
+        shares = counts / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
     def _counts(self, available: list[int], limit: int) -> list[int]:
         """How many windows of each set: as many as keep the proportions."""
         low, high = 0, min(limit, sum(available))

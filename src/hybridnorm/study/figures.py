@@ -144,9 +144,17 @@ def _rates(study: Study, found: Sequence[Arm]) -> Chart:
                 )
     if has_data(axes):
         axes.set_xscale("log")
+        _plateau(axes, found)
     finish(axes, "learning rate; × a run that diverged", "final held-out loss (nats per token)")
     _legend(axes, study)
     return Chart(figure, rows)
+
+
+def _plateau(axes: Axes, found: Sequence[Arm]) -> None:
+    """A line at the loss of a model that knows no more than how frequent tokens are."""
+    told = [result.unigram_loss for arm in found for result in arm.results]
+    if len(known := {loss for loss in told if loss is not None}) == 1:
+        axes.axhline(known.pop(), color="0.5", lw=0.8, ls=":", label="unigram plateau")
 
 
 def _band(

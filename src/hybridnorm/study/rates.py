@@ -16,6 +16,8 @@ class Point(NamedTuple):
     """Final held-out losses of the runs that finished, of the text that arms are compared on."""
     diverged: int
     """Runs."""
+    at_plateau: int
+    """Runs that finished, but learned no more than how frequent tokens are."""
     complete: bool
     """Whether all runs finished."""
 
@@ -25,17 +27,18 @@ class Point(NamedTuple):
 
 
 class Stable(NamedTuple):
-    """The largest rate at which, and below which, every run of an arm finished."""
+    """The largest rate at which, and below which, every run of an arm learned."""
 
     rate: float | None
     """None: not even the lowest one."""
-    diverged_at: float | None
-    """The next rate, if a run diverged there; None: the largest stable rate was not reached."""
+    unstable_at: float | None
+    """The next rate, if a run diverged there or stayed at the unigram plateau; None: the largest
+    stable rate was not reached."""
 
     def __str__(self) -> str:
-        if self.diverged_at is None:
+        if self.unstable_at is None:
             return "–" if self.rate is None else f"≥ {self.rate:g}"
-        return f"< {self.diverged_at:g}" if self.rate is None else f"{self.rate:g}"
+        return f"< {self.unstable_at:g}" if self.rate is None else f"{self.rate:g}"
 
 
 def has_rates(found: Sequence[Arm]) -> bool:
@@ -79,8 +82,10 @@ def stable(arm: Arm) -> Stable:
     """The largest stable rate of the arm; a rate whose runs are not all done bounds nothing."""
     largest = None
     for point in curve(arm):
+        if point.diverged or point.at_plateau:
+            return Stable(largest, point.rate)
         if not point.complete:
-            return Stable(largest, point.rate if point.diverged else None)
+            break
         largest = point.rate
     return Stable(largest, None)
 
@@ -88,4 +93,5 @@ def stable(arm: Arm) -> Stable:
 def _point(rate: float, results: Sequence[Result], measure: str) -> Point:
     losses = [loss for result in results if (loss := result.held_out(measure)) is not None]
     diverged = sum(result.status == "diverged" for result in results)
-    return Point(rate, losses, diverged, len(losses) == len(results))
+    at_plateau = sum(result.at_plateau for result in results)
+    return Point(rate, losses, diverged, at_plateau, len(losses) == len(results))

@@ -60,8 +60,24 @@ class Result:
 
     @property
     def parameters(self) -> int | None:
-        counts = [event["parameters"] for event in self.metrics.events if "parameters" in event]
-        return counts[-1] if counts else None
+        found: int | None = self._told("parameters")
+        return found
+
+    @property
+    def unigram_loss(self) -> float | None:
+        """Of the held-out text; None where the run did not write it down."""
+        found: float | None = self._told("unigram_loss")
+        return found
+
+    @property
+    def at_plateau(self) -> bool:
+        """Whether it ended knowing no more than how frequent each token is."""
+        loss, unigram = self.val_loss, self.unigram_loss
+        return loss is not None and unigram is not None and loss >= unigram
+
+    def _told(self, name: str) -> Any:
+        """What the run said when it started."""
+        return next((e[name] for e in reversed(self.metrics.events) if name in e), None)
 
     @property
     def skipped_steps(self) -> int:
@@ -90,6 +106,7 @@ class Result:
             "tokens_per_second": end.get("tokens_per_second"),
             "seconds": last.get("seconds"),
             "parameters": self.parameters,
+            "unigram_loss": self.unigram_loss,
             "reason": self.reason,
         }
 

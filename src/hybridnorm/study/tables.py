@@ -116,7 +116,9 @@ def runs_text(arm: Arm) -> str:
     statuses = sorted({result.status for result in arm.results}, key=lambda s: s != "finished")
     skipped = sum(result.skipped_steps for result in arm.results)
     counts = [f"{arm.count(status)} {status}" for status in statuses]
-    return ", ".join([*counts, f"{skipped} steps skipped"] if skipped else counts)
+    at_plateau = sum(result.at_plateau for result in arm.results)
+    further = {"at the unigram plateau": at_plateau, "steps skipped": skipped}
+    return ", ".join(counts + [f"{n} {what}" for what, n in further.items() if n])
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:

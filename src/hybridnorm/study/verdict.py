@@ -80,8 +80,9 @@ def reading(study: Study, found: Sequence[Arm]) -> list[str]:
         extended = f" The study added up to {MOST_RATES} rates to an arm." if study.extend else ""
         lines.append(
             f"(edge): the best {RATE} is the lowest or the highest one tried. Largest stable rate: "
-            "the largest one at which, and at all lower ones, every run finished; ≥ where no run "
-            f"diverged at a higher one.{extended}"
+            "the largest one at which, and at all lower ones, no run diverged or stayed at the "
+            "unigram plateau, where a model knows how frequent each token is and no more; ≥ where "
+            f"none did at a higher one.{extended}"
         )
     return lines
 

@@ -141,7 +141,14 @@ class Trainer:
                     hook.recall(self.memory[hook.name])
                 hook.start(self._state())
             event = "started" if self.memory is None else "resumed"
-            self._event(event, parameters=self.model.num_parameters(), **started)
+            self._event(
+                event,
+                parameters=self.model.num_parameters(),
+                unigram_loss=self.held_out.unigram_loss(
+                    self.config.seq_len, self.config.eval_sequences
+                ),
+                **started,
+            )
             self._run(note)
 
     def _end(self, hook: Hook) -> None:

@@ -16,7 +16,7 @@ from hybridnorm.train.report.held_out import HALVES
 METRICS = "metrics.jsonl"
 _NUMBERS = (
     *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
-    *("skipped_steps", "val_loss", "val_perplexity", "val_bits_per_byte", *HALVES),
+    *("skipped_steps", "unigram_loss", "val_loss", "val_perplexity", "val_bits_per_byte", *HALVES),
 )
 Row = dict[str, Any]
 
