@@ -50,7 +50,7 @@ study)
         --optimizer.lr 1e-3 2e-3 --model.placement pre-norm hybridnorm
     )
     timeout --signal INT --kill-after 20 "$SECONDS_PER_STAGE" "$PYTHON" -m hybridnorm study \
-        "$root/benchmarks/gpu/study.toml" --dir study --jobs "$jobs" "${overrides[@]}" || status=$?
+        placements-47M --dir study --jobs "$jobs" "${overrides[@]}" || status=$?
     [ "${status:-0}" != 124 ] || echo "stopped after $SECONDS_PER_STAGE s; the next call goes on"
     [ -d study ] || exit "${status:-1}"
     tar -czf study.tar.gz --exclude checkpoints study

@@ -26,8 +26,8 @@ from hybridnorm.study.tables import interval
 HEAD = """# What the paper says, what we measured
 
 Each line is a claim of the HybridNorm paper (arXiv 2503.04598) beside the same comparison in a
-model of a thousandth of the size, on English Wikipedia summaries, each arm at its own best rate
-([how, and what differs](../studies.md)). *Paper* and *ours* are differences to the baseline in nats
+model of a thousandth of the size on English Wikipedia summaries, or of a tenth where the study's name
+says 47M, each arm at its own best learning rate ([how, and what differs](../studies.md)). *Paper* and *ours* are differences to the baseline in nats
 per token; below zero the arm is better. Brackets: 95% interval over seeds. p is corrected for the
 number of arms (Holm). *Confirmed* and *contradicted* mean: at this size.
 
@@ -42,7 +42,7 @@ number of arms (Holm). *Confirmed* and *contradicted* mean: at this size.
 def rows(claim: dict[str, Any], folder: Path) -> Iterator[list[str]]:
     """A line for each arm of the claim."""
     found = measured(folder, claim.get("part", "")) if (folder / "results.csv").exists() else {}
-    where = f" ({claim['part'].rpartition('.')[2]})" if "part" in claim else ""
+    where = f" ({claim['part'].partition('.')[2]})" if "part" in claim else ""
     for name, said in claim["arms"].items():
         arm = found.get(name)
         paper, sign = in_nats(said, claim.get("baseline"))
@@ -93,11 +93,12 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
         shutil.copy(folder / name, target)
     study, results = completed(load_study(folder / "study.toml"), folder)
     made = read_json(next((folder / "runs").glob("*/environment.json")))
+    device = made["processor"] if made["device"] == "cpu" else made["device"]
     recipe = study.runs[0].recipe.train
     yield f"\n## {study.title}\n\n    {(folder / 'command.txt').read_text().strip()}\n\n"
     yield (
         f"{study.note}\n\n{len(results)} runs of {recipe.steps:,} steps, hybridnorm at commit "
-        f"{made['commit']}, torch {made['torch']}, {made['processor']}. "
+        f"{made['commit'][:7]}, torch {made['torch']}, {device}. "
         f"[Every run]({out.name}/{folder.name}/results.csv).\n"
     )
     for figure in ("final-loss", "learning-rate"):

@@ -143,7 +143,10 @@ def _rates(study: Study, found: Sequence[Arm]) -> Chart:
                     transform=axes.get_xaxis_transform(),
                 )
     if has_data(axes):
+        rates = sorted({row[RATE] for row in rows})
         axes.set_xscale("log")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=30 * (len(rates) > 8))
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         _plateau(axes, found)
     finish(axes, "learning rate; × a run that diverged", "final held-out loss (nats per token)")
     _legend(axes, study)
