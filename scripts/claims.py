@@ -26,10 +26,11 @@ from hybridnorm.study.tables import interval
 HEAD = """# What the paper says, what we measured
 
 Each line is a claim of the HybridNorm paper (arXiv 2503.04598) beside the same comparison in a
-model of a thousandth of the size on English Wikipedia summaries, or of a tenth where the study's name
-says 47M, each arm at its own best learning rate ([how, and what differs](../studies.md)). *Paper* and *ours* are differences to the baseline in nats
-per token; below zero the arm is better. Brackets: 95% interval over seeds. p is corrected for the
-number of arms (Holm). *Confirmed* and *contradicted* mean: at this size.
+model of a thousandth of the size on English Wikipedia summaries, or of a tenth where the study's
+name says 47M, each arm at its own best learning rate ([how, and what differs](../studies.md)).
+*Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
+Brackets: 95% interval over seeds. p is corrected for the number of arms (Holm). *Confirmed* and
+*contradicted* mean: at this size.
 
     hybridnorm study STUDY --jobs 2
     python scripts/claims.py studies docs/results/paper
