@@ -79,6 +79,11 @@ def load_fields(
         for dotted, value in overrides.items():
             _assign(table, dotted, value)
         recipe = _fields(table)
+        if "data.source" in overrides and recipe.data.prepared:
+            raise HybridNormError(
+                "data.source: is not read where data.prepared names prepared sets; add "
+                "--data.prepared None, or prepare it and name its folder there"
+            )
     return recipe
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json, read_text, write_whole
-from hybridnorm.html_page import html_figure, html_page, html_table, link, styled
+from hybridnorm.html_page import Markup, html_figure, html_page, html_table, link, styled
 from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
 from hybridnorm.study.currencies import currency_section
@@ -97,12 +97,15 @@ def rebuild(folder: Path) -> Path:
 
 
 def _shaded(study: Study, found: Sequence[Arm], floor: Floor | None) -> dict[str, list[str]]:
-    """The table of the arms; differences that chance alone makes are grey."""
+    """The table of the arms; differences that chance alone makes are grey, and means name runs."""
     columns = arm_columns(study, found)
     heading = difference_heading(study)
     columns[heading] = [
         styled(cell, "below") if is_below(arm, floor) else cell
         for cell, arm in zip(columns[heading], found, strict=True)
+    ]
+    columns["means of seeds"] = [
+        Markup(" ".join(link(str(r.seed), _run_dir(r.run.name)) for r in arm.best)) for arm in found
     ]
     return columns
 
@@ -204,5 +207,9 @@ def _runs(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
     names = dict.fromkeys(name for row in rows for name in row)
     return {
-        name: [link(text(row.get(name)), f"runs/{row['run']}/") for row in rows] for name in names
+        name: [link(text(row.get(name)), _run_dir(row["run"])) for row in rows] for name in names
     }
+
+
+def _run_dir(name: str) -> str:
+    return f"runs/{name}/"
