@@ -153,3 +153,10 @@ def test_a_placement_file_is_found_beside_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[model]\nplacement = "mine.toml"\n')
     assert load_recipe(recipe).model.placement == str(tmp_path / "mine.toml")
+
+
+def test_text_that_prepared_sets_would_hide_is_refused() -> None:
+    with pytest.raises(HybridNormError, match=r"data.source: is not read where data.prepared"):
+        load_recipe("paper-151M", {"data.source": "mine"})
+    found = load_recipe("paper-151M", {"data.source": "mine", "data.prepared": ()})
+    assert found.data.source == "mine"

@@ -79,7 +79,7 @@ def load_fields(
         for dotted, value in overrides.items():
             _assign(table, dotted, value)
         recipe = _fields(table)
-        if "data.source" in overrides and recipe.data.prepared:
+        if "data.source" in overrides and recipe.data.prepared and "data.prepared" not in overrides:
             raise HybridNormError(
                 "data.source: is not read where data.prepared names prepared sets; add "
                 "--data.prepared None, or prepare it and name its folder there"
