@@ -104,7 +104,8 @@ def _study_run(argv: Sequence[str]) -> None:
     from hybridnorm.study import run_study
 
     folder = args.dir or Path("studies") / study.name
-    run_study(study, folder, jobs=args.jobs, command=shlex.join(["hybridnorm", "study", *argv]))
+    command = shlex.join(["hybridnorm", "study", *argv])
+    run_study(study, folder, jobs=args.jobs, command=command, launcher=args.launcher)
 
 
 def _advise(argv: Sequence[str]) -> None:

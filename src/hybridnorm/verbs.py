@@ -72,6 +72,8 @@ class StudyArgs(Ranged):
     """Folder of the study. None: studies/<study>."""
     jobs: Processes = 1
     """Runs at a time; they share the cores, and each has one GPU where there are any."""
+    launcher: str = ""
+    """What starts a run elsewhere and waits for it: "srun --gpus 1 --time 120"."""
     config: Annotated[RecipeFields, tyro.conf.arg(name="")]
 
 

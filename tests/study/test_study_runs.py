@@ -56,6 +56,23 @@ def test_each_run_has_a_gpu_of_its_own(corpus: Path, tmp_path: Path) -> None:
     assert seen == {"CUDA_VISIBLE_DEVICES=4", "CUDA_VISIBLE_DEVICES=7"}
 
 
+@linux
+def test_runs_that_a_launcher_starts(cli: Cli, corpus: Path, tmp_path: Path) -> None:
+    path = study_file(tmp_path, corpus, 'model.placement = ["pre-norm", "hybridnorm"]')
+    launch = tmp_path / "launch"
+    launch.write_text(f'#!/bin/sh\necho "$OMP_NUM_THREADS" >> {tmp_path}/seen\nsetsid --wait "$@"')
+    launch.chmod(0o755)
+    words = ("study", path, "--dir", tmp_path / "out", "--jobs", "2", "--launcher")
+    result = cli(*words, str(launch))
+    assert result.returncode == 1 and "train.dtype: 'auto' times this machine" in result.stderr
+    result = cli(*words, "no-such-thing -x")
+    assert result.returncode == 1 and "--launcher: there is no command" in result.stderr
+    result = cli(*words, str(launch), "--train.dtype", "fp32", "--train.compile", "off")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "results.csv").read_text().count("finished") == 2
+    assert len((tmp_path / "seen").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_study_leaves_no_run_behind_and_continues(
     number: signal.Signals, cli: Cli, corpus: Path, tmp_path: Path

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,19 @@ def gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
-def run_all(runs: list[Run], folder: Path, jobs: int, console: Console) -> dict[str, str]:
+def run_all(
+    runs: list[Run], folder: Path, jobs: int, console: Console, launcher: Sequence[str] = ()
+) -> dict[str, str]:
     """Run all; why they stopped, by name, for those that did not come to their end.
 
-    Each run has one GPU, where there are any: that with the fewest runs.
+    Each run has one GPU, where there are any: that with the fewest runs. What a `launcher` starts
+    has what that gives it.
 
     Raises:
         HybridNormError: a log cannot be written; no run is left behind.
     """
     waiting, running, crashes = list(runs), list[_Job](), dict[str, str]()
-    found = gpus()
+    found = [] if launcher else gpus()
     with (
         Live(console=console, auto_refresh=False, transient=True) as live,
         _none_left(running, console),
@@ -83,7 +86,7 @@ def run_all(runs: list[Run], folder: Path, jobs: int, console: Console) -> dict[
             while waiting and len(running) < jobs:
                 taken = [job.gpu for job in running]
                 gpu = min(found, key=taken.count, default=None)
-                running.append(_start(waiting.pop(0), folder, jobs, gpu))
+                running.append(_start(waiting.pop(0), folder, jobs, gpu, launcher))
             time.sleep(_POLL)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
@@ -112,13 +115,16 @@ def _none_left(running: list[_Job], console: Console) -> Iterator[None]:
         raise
 
 
-def _start(run: Run, folder: Path, jobs: int, gpu: str | None) -> _Job:
+def _start(run: Run, folder: Path, jobs: int, gpu: str | None, launcher: Sequence[str]) -> _Job:
     run_dir, log = folder / "runs" / run.name, folder / "logs" / f"{run.name}.log"
-    command = [sys.executable, "-m", "hybridnorm", "train", str(recipe_file(folder, run))]
+    command = [*launcher, sys.executable, "-m", "hybridnorm"]
+    command += ["train", str(recipe_file(folder, run))]
     command += ["--run-dir", str(run_dir)]
     if is_started(folder, run):
         command.append("--resume")
-    shared = {"OMP_NUM_THREADS": str(threads(jobs)), STARTED_BY: str(os.getpid())}
+    shared = {}
+    if not launcher:
+        shared = {"OMP_NUM_THREADS": str(threads(jobs)), STARTED_BY: str(os.getpid())}
     if gpu is not None:
         shared["CUDA_VISIBLE_DEVICES"] = gpu
     try:

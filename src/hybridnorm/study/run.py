@@ -1,6 +1,8 @@
 """Carries a study out, step by step."""
 
 import contextlib
+import shlex
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -21,17 +23,24 @@ from hybridnorm.study.tables import results_table
 from hybridnorm.terminal import Screen
 
 
-def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
+def run_study(study: Study, folder: Path, *, jobs: int, command: str, launcher: str = "") -> None:
     """Run what is not finished, then print the table and write results.csv and report.html.
+
+    Args:
+        launcher: a command before that of every run, which starts it elsewhere and waits for it.
 
     Raises:
         HybridNormError: a folder of another study, one in which another process works, one that
-            cannot be written; or, after the report, runs that neither finished nor diverged.
+            cannot be written; a launcher that is not there, or choices that it leaves open; or,
+            after the report, runs that neither finished nor diverged.
     """
-    console = Screen()
+    console, elsewhere = Screen(), _words(launcher)
     with alone_in(folder), _stoppable():
         prepare_data(study, console)
-        study = _settled(study, folder, jobs, console)
+        if elsewhere:
+            _check_choices(study)
+        else:
+            study = _settled(study, folder, jobs, console)
         study, results = completed(study, folder)
         claim(study, folder, command)
         crashes: dict[str, str] = {}
@@ -39,7 +48,7 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str) -> None:
             done = sum(result.status in DONE for result in results)
             before = f", {done} finished before" if done else ""
             console.print(f"{study.title}: {len(waiting)} runs{before}, {jobs} at a time")
-            crashes |= run_all(waiting, folder, jobs, console)
+            crashes |= run_all(waiting, folder, jobs, console, elsewhere)
             study, results = completed(study, folder, crashes)
             claim(study, folder, command)
         write_crashes(folder, crashes)
@@ -81,6 +90,26 @@ def prepare_data(study: Study, console: Console) -> None:
 
     for config in {run.recipe.data for run in study.runs}:
         open_data(config, console=console)
+
+
+def _words(launcher: str) -> list[str]:
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise HybridNormError(f"--launcher: {error} in {launcher!r}") from None
+    if words and shutil.which(words[0]) is None:
+        raise HybridNormError(f"--launcher: there is no command {words[0]!r} here")
+    return words
+
+
+def _check_choices(study: Study) -> None:
+    """What is chosen by timing this machine has to be named for runs on others."""
+    train = study.runs[0].recipe.train
+    for name, value in (("dtype", train.dtype), ("compile", train.compile)):
+        if value == "auto":
+            raise HybridNormError(
+                f"train.{name}: 'auto' times this machine, but --launcher runs elsewhere; name one"
+            )
 
 
 def _settled(study: Study, folder: Path, jobs: int, console: Console) -> Study:
