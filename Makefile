@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist l
 
 .PHONY: demo test test-slow check clean
 
-demo: $(VENV)/.demo  ## train four placements on real text, print a table, write a report
+demo: $(VENV)/.demo  ## train three placements on real text, print a table, write a report
 	$(VENV)/bin/hybridnorm study demo --jobs 2
 
 test: $(VENV)/.dev  ## run the tests: minutes, before a commit

@@ -189,7 +189,7 @@ def _look(index: int) -> tuple[str, str]:
 
 def _legend(axes: Axes, study: Study) -> None:
     if axes.lines:
-        legend = axes.legend(frameon=False, title=study.compare)
+        legend = axes.legend(framealpha=0.85, edgecolor="none", title=study.compare)
         as_written(legend.get_texts())
 
 
