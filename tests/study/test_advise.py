@@ -99,8 +99,9 @@ def test_a_plan_is_run_to_its_advice(
     folder = Path("studies/demo-advice")
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text(tomli_w.dumps(plan))
-    other = own_process(*words, 1e-3, "--model.d-model", 64, timeout=200)
-    assert other.returncode == 1 and "holds the advice for another recipe" in other.stderr
+    for change in (("--model.d-model", 64), ("--data.tokenizer", "bpe")):
+        other = own_process(*words, 1e-3, *change, timeout=200)
+        assert other.returncode == 1 and "holds the advice for another recipe" in other.stderr
     told = own_process(*words, 1e-3, timeout=500)
     assert told.returncode == 0, told.stderr
     losses = defaultdict(list)

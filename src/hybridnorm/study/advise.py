@@ -153,7 +153,7 @@ def _study(
 def _model_of(recipe: Recipe) -> tuple[object, ...]:
     """What no run of a plan varies."""
     model, optimizer = replace(recipe.model, placement=""), replace(recipe.optimizer, lr=1.0)
-    return model, optimizer, recipe.train.batch_size, recipe.train.seq_len
+    return model, optimizer, recipe.data, recipe.train.batch_size, recipe.train.seq_len
 
 
 def _shortened(name: str, overrides: Mapping[str, object], steps: int) -> dict[str, Any]:
