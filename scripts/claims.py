@@ -30,7 +30,8 @@ model of a thousandth of the size on English Wikipedia summaries, or of a tenth 
 name says 47M, each arm at its own best learning rate ([how, and what differs](../studies.md)).
 *Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
 Brackets: 95% interval over seeds. p is corrected for the number of arms (Holm). *Confirmed* and
-*contradicted* mean: at this size.
+*contradicted* mean: at this size. Table 11, what HybridNorm costs, was measured [on a
+GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the probes](diagnose.md).
 
     hybridnorm study STUDY --jobs 2
     python scripts/claims.py studies docs/results/paper
