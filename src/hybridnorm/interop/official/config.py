@@ -1,21 +1,15 @@
-"""Checkpoints of the authors' dense implementation (a fork of OLMo) as our models, and back.
+"""Configurations of the authors' implementations, forks of OLMo (dense) and OLMoE (with experts).
 
-Their switches (`attn_norm`, `ffn_residual_after_norm`, `use_query_norm`, ...) become a `Placement`;
-their fused matrices become ours:
-
-    att_proj = [q; k; v]      ff_proj = [up; gate] for SwiGLU (their chunk order)
+Their switches (`attn_norm`, `ffn_residual_after_norm`, `use_query_norm`, ...) become a `Placement`.
 """
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from hybridnorm.errors import HybridNormError
-from hybridnorm.model import ModelConfig, Transformer
+from hybridnorm.model import ModelConfig
 from hybridnorm.placements import (
     AttentionSpec,
     BlockSpec,
@@ -47,53 +41,70 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "norm_after": (False, None),
     "scale_logits": (False, None),
     "rope": (True,),
-    "block_type": ("sequential",),
+    "block_type": ("sequential", "moe"),
     "activation_type": ("swiglu", "gelu"),
     "layer_norm_type": ("rms", "default", "low_precision"),
 }
-_INNER = ("q_norm", "k_norm", "v_norm")
-_PARTS = {"att_proj", "attn_out", "ff_proj", "ff_out", "attn_norm", "ff_norm", *_INNER}
+_UNSUPPORTED_OF_EXPERTS: dict[str, tuple[object, ...]] = {
+    "activation_type": ("swiglu",),
+    "moe_dropless": (True,),
+}
+# What a model with experts has, or what changes none of its numbers.
+_OF_EXPERTS = {
+    "moe_num_experts",
+    "moe_top_k",
+    "moe_shared_expert",
+    "moe_mlp_impl",
+    "moe_capacity_factor",
+    "moe_loss_weight",
+    "moe_zloss_weight",
+    "moe_lbl_in_fp32",
+    "moe_log_expert_assignment",
+}
 
 
-def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Transformer:
-    """Our model with the weights of a checkpoint of the authors' dense implementation.
+def model_and_placement(
+    config: Mapping[str, Any], q_gain: int | None
+) -> tuple[ModelConfig, Placement]:
+    """What a configuration of theirs is here.
 
     Args:
-        config: their model configuration (`d_model`, `n_heads`, the norm switches,
-            `norm_pos_special_config`, ...).
-        state_dict: their tensors, with or without the `transformer.` prefix.
+        q_gain: width of the gain of the norm of queries, where there is one. OLMo and OLMoE take
+            that norm over the full width, the authors over each head, under the same name.
 
     Raises:
-        HybridNormError: a switch this library cannot express, or a missing, unexpected or wrongly
-            shaped tensor; it is named.
+        HybridNormError: a setting without a counterpart here, or a missing one; it is named.
     """
-    theirs = {name.removeprefix("transformer."): value for name, value in state_dict.items()}
     if missing := [name for name in _REQUIRED if config.get(name) is None]:
         raise HybridNormError(f"config: missing {missing[0]!r}")
-    with torch.device("meta"):
-        model = Transformer(_model_config(config), _placement(config))
-    model.to_empty(device="cpu")
-    names = _names(model, theirs)
-    for name, parameter in model.named_parameters():
-        _fill(parameter, name, theirs, names)
-    if unused := set(theirs) - {source for source, _, _ in names.values()}:
-        raise HybridNormError(f"state_dict: unexpected tensor {min(unused)!r}")
-    return model
+    _check_supported(config)
+    return _model_config(config), _placement(config, _qk_axis(config, q_gain))
 
 
-def to_official(
-    model: Transformer, tensors: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Tensors by our names (by default the parameters; or gradients) in the authors' layout."""
-    tensors = dict(model.named_parameters()) if tensors is None else tensors
-    parts: dict[str, dict[int, Tensor]] = {}
-    for name, (theirs, start, _) in _names(model, {}).items():
-        if name in tensors:
-            parts.setdefault(f"transformer.{theirs}", {})[start] = tensors[name].detach()
-    return {
-        name: torch.cat([pieces[start] for start in sorted(pieces)])
-        for name, pieces in parts.items()
-    }
+def _has_experts(config: Mapping[str, Any]) -> bool:
+    return config.get("block_type") == "moe"
+
+
+def _check_supported(config: Mapping[str, Any]) -> None:
+    supported = dict(_UNSUPPORTED)
+    if _has_experts(config):
+        unknown = {name for name in config if name.startswith("moe_")} - _OF_EXPERTS
+        supported |= dict.fromkeys(sorted(unknown), (None, False)) | _UNSUPPORTED_OF_EXPERTS
+    for name, allowed in supported.items():
+        if config.get(name, allowed[0]) not in allowed:
+            raise HybridNormError(f"config: {name}={config[name]!r} has no counterpart here")
+
+
+def _qk_axis(config: Mapping[str, Any], q_gain: int | None) -> str:
+    of_a_head = config.get("use_query_norm") or config.get("use_key_norm")
+    if of_a_head or not config.get("attention_layer_norm"):
+        return "head"
+    if not config.get("attention_layer_norm_with_affine", True):
+        raise HybridNormError(
+            "config: attention_layer_norm without a gain may be of a head (the authors) or of the "
+            "full width (OLMo); set use_query_norm and use_key_norm if it is of a head"
+        )
+    return "full" if q_gain == config["d_model"] else "head"
 
 
 def special_config(text: object) -> dict[int, dict[str, bool]]:
@@ -125,19 +136,16 @@ def special_config(text: object) -> dict[int, dict[str, bool]]:
     return found
 
 
-def _placement(config: Mapping[str, Any]) -> Placement:
-    for name, allowed in _UNSUPPORTED.items():
-        if config.get(name, allowed[0]) not in allowed:
-            raise HybridNormError(f"config: {name}={config[name]!r} has no counterpart here")
+def _placement(config: Mapping[str, Any], qk_axis: str) -> Placement:
     base = {name: bool(config.get(name, default)) for name, default in _SWITCHES.items()}
     specials = special_config(config.get("norm_pos_special_config"))
     for layer in specials:
         if not 0 <= layer < config["n_layers"]:
             raise HybridNormError(f"norm_pos_special_config: there is no layer {layer}")
-    block = _block(config, base)
+    block = _block(config, base, qk_axis)
     overrides = []
     for layer, switches in sorted(specials.items()):
-        special = _block(config, {**base, **switches})
+        special = _block(config, {**base, **switches}, qk_axis)
         overrides.append(
             Override(
                 layers=f"blocks {layer + 1}",
@@ -154,7 +162,7 @@ def _placement(config: Mapping[str, Any]) -> Placement:
         embed_norm=kind if config.get("embedding_layer_norm") else None,
         final_norm=kind,
         init="megatron",
-        source="the authors' dense implementation",
+        source="the authors' implementation",
     )
 
 
@@ -163,12 +171,11 @@ def _norm(config: Mapping[str, Any], *, affine: bool, axis: str = "head") -> Nor
     return Norm(kind=kind, affine="vector" if affine else "none", axis=axis)  # type: ignore[arg-type]
 
 
-def _block(config: Mapping[str, Any], on: Mapping[str, bool]) -> BlockSpec:
+def _block(config: Mapping[str, Any], on: Mapping[str, bool], qk_axis: str) -> BlockSpec:
     stream = _norm(config, affine=bool(config.get("layer_norm_with_affine", True)))
     head_affine = bool(config.get("attention_layer_norm_with_affine", True))
     head = _norm(config, affine=head_affine)
-    # OLMo's own switch: q and k norms over the full width.
-    full = _norm(config, affine=head_affine, axis="full")
+    qk = _norm(config, affine=head_affine, axis=qk_axis)
     both = bool(config.get("attention_layer_norm", False))
     skips = {
         part: "normed" if on[f"{part}_norm"] and on[f"{part}_residual_after_norm"] else "raw"
@@ -178,8 +185,8 @@ def _block(config: Mapping[str, Any], on: Mapping[str, bool]) -> BlockSpec:
         attention=AttentionSpec(
             input_norm=stream if on["attn_norm"] else None,
             skip=skips["attn"],  # type: ignore[arg-type]
-            q_norm=full if both else head if on["use_query_norm"] else None,
-            k_norm=full if both else head if on["use_key_norm"] else None,
+            q_norm=qk if both or on["use_query_norm"] else None,
+            k_norm=qk if both or on["use_key_norm"] else None,
             v_norm=head if on["use_value_norm"] else None,
             context_norm=head if on["use_context_norm"] else None,
         ),
@@ -202,6 +209,9 @@ def _model_config(config: Mapping[str, Any]) -> ModelConfig:
     kv_heads = config.get("n_kv_heads")
     if kv_heads is None and config.get("multi_query_attention"):
         kv_heads = 1
+    # Where it is not said they build 8 experts, of which a token takes 2. The weights of a token's
+    # experts are never divided by their sum: nothing in their configuration asks for it.
+    moe = config if _has_experts(config) else {"moe_num_experts": 0}
     return ModelConfig(
         d_model=d_model,
         n_layers=int(config["n_layers"]),
@@ -213,78 +223,10 @@ def _model_config(config: Mapping[str, Any]) -> ModelConfig:
         vocab_multiple_of=1,
         tie_embeddings=bool(config.get("weight_tying", True)),
         activation="swiglu" if gated else "gelu",
+        n_experts=int(moe.get("moe_num_experts", 8)),
+        top_k=int(moe.get("moe_top_k", 2)),
+        n_shared_experts=int(bool(moe.get("moe_shared_expert"))),
         rope_theta=float(config.get("rope_theta", 10_000)),
         norm_eps=float(config.get("layer_norm_eps") or 1e-5),
         init_std=config.get("init_std"),
     )
-
-
-def _names(model: Transformer, theirs: Iterable[str]) -> dict[str, tuple[str, int, int]]:
-    """Our parameter names to theirs: the tensor, and the rows of it that are ours."""
-    names: dict[str, tuple[str, int, int]] = {}
-    fused: dict[str, int] = {}
-    context = _context_name(theirs)
-    # Within a fused tensor our order of definition is theirs, but for the gate, which is last.
-    parameters = sorted(
-        model.named_parameters(), key=lambda item: item[0].split(".")[-2] == "gate_proj"
-    )
-    for name, parameter in parameters:
-        target = _their_name(name, context)
-        start = fused.get(target, 0)
-        fused[target] = start + len(parameter)
-        names[name] = (target, start, fused[target])
-    return names
-
-
-def _their_name(name: str, context: str) -> str:
-    if not name.startswith("blocks."):
-        module, kind = name.rsplit(".", 1)
-        known = {
-            "embedding": "wte",
-            "final_norm": "ln_f",
-            "head": "ff_out",
-            "embed_norm": "emb_norm",
-        }
-        return f"{known[module]}.{kind}"
-    _, layer, sublayer, *rest = name.split(".")
-    part = rest[1] if rest[0] == "branch" else rest[0]
-    known = {
-        "q_proj": "att_proj",
-        "k_proj": "att_proj",
-        "v_proj": "att_proj",
-        "o_proj": "attn_out",
-        "up_proj": "ff_proj",
-        "gate_proj": "ff_proj",
-        "down_proj": "ff_out",
-        "input_norm": "attn_norm" if sublayer == "attention" else "ff_norm",
-        "context_norm": context,
-        **{norm: norm for norm in _INNER},
-    }
-    return f"blocks.{layer}.{known[part]}.{rest[-1]}"
-
-
-def _context_name(theirs: Iterable[str]) -> str:
-    """What the checkpoint calls its context norm: the one part of a block with no other role."""
-    parts = {name.split(".")[2] for name in theirs if name.startswith("blocks.")}
-    return min(parts - _PARTS, default="context_norm")
-
-
-def _fill(
-    parameter: Tensor,
-    name: str,
-    theirs: Mapping[str, Tensor],
-    names: Mapping[str, tuple[str, int, int]],
-) -> None:
-    source, start, stop = names[name]
-    if source not in theirs:
-        if name.endswith(".bias"):  # a LayerNorm without bias
-            parameter.data.zero_()
-            return
-        raise HybridNormError(f"state_dict: missing tensor {source!r}")
-    total = max(end for tensor, _, end in names.values() if tensor == source)
-    expected = (total, *parameter.shape[1:])
-    if theirs[source].shape != expected:
-        raise HybridNormError(
-            f"state_dict: {source!r} has shape {tuple(theirs[source].shape)}, expected {expected}"
-        )
-    parameter.data.copy_(theirs[source][start:stop])

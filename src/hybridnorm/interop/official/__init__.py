@@ -1,0 +1,5 @@
+"""Checkpoints of the authors' implementations as our models, and back."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
