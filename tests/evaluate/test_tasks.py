@@ -154,11 +154,24 @@ def test_tasks_come_to_what_they_do_with_hflm(tasks: Any, llama: Path, limit: in
     assert piqa.metrics["acc_norm"].value == np.mean(list(piqa.scores.values()))
 
 
-def test_examples_before_a_question(llama: Path) -> None:
+def test_examples_before_a_question_are_the_same_each_time(llama: Path) -> None:
     from hybridnorm.evaluate import Tasks
 
     tasks = Tasks(["piqa"], shots=2, offline=True)
-    assert tasks.ask(harness(llama)) == tasks.ask(hflm(llama))
+    asked: list[list[tuple[str, str]]] = []
+
+    def listen(lm: Any) -> Any:
+        answer = lm.loglikelihood
+
+        def heard(requests: Any, **options: Any) -> Any:
+            asked.append([request.args for request in requests])
+            return answer(requests, **options)
+
+        lm.loglikelihood = heard
+        return lm
+
+    assert tasks.ask(listen(harness(llama))) == tasks.ask(listen(hflm(llama)))
+    assert asked[0] == asked[1]
 
 
 def test_asking_changes_nobodys_random_numbers(tasks: Any, llama: Path) -> None:

@@ -59,7 +59,6 @@ class Tasks:
                 own = task.get_config("num_fewshot")
                 if own != 0:  # a task that says 0 means it
                     task.set_config("num_fewshot", shots if shots is not None else own or 0)
-                task.set_fewshot_seed(_SEED)
 
     def ask(self, lm: Any, *, limit: int | None = None) -> list[TaskScore]:
         """The scores of `lm`, a `CandidateLM` or another model of lm-eval.
@@ -73,6 +72,8 @@ class Tasks:
         from lm_eval import evaluate
 
         with quiet(), _fixed_seeds():
+            for task in self._loaded["tasks"].values():
+                task.set_fewshot_seed(_SEED)  # the same examples each time
             try:
                 results: Any = evaluate(lm, self._loaded, limit=limit, bootstrap_iters=1000)
             except HybridNormError:
