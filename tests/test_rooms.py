@@ -17,6 +17,7 @@ FLOORS = (
     "ranges",
     "strict_toml",
     "placements",
+    "foreign",
     "model",
     "data",
     "recipe",

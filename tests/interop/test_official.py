@@ -260,7 +260,7 @@ def test_the_special_config_is_a_literal_never_code() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_model": None}, "missing 'd_model'"),
+        ({"d_model": None}, "config: d_model: expected a whole number, got None"),
         ({"alibi": True}, "alibi=True"),
         ({"include_bias": True}, "include_bias"),
         ({"block_type": "llama"}, "block_type='llama'"),

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.evaluate.packing import Batch, Span
-from hybridnorm.evaluate.quiet import quiet
 from hybridnorm.evaluate.scoring import Step, score
-from hybridnorm.files import read_json
+from hybridnorm.foreign import load_model, loading, quiet
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx")
 _UNKNOWN = 2048  # tokens of a window where the configuration says nothing, as lm-eval has it
@@ -94,25 +93,13 @@ def load_huggingface_model(
         HybridNormError: transformers is not installed, the folder brings code that was not
             trusted, or it cannot be loaded.
     """
-    brings_code = "auto_map" in read_json(folder / "config.json")
-    if brings_code and not trust_remote_code:
-        raise HybridNormError(
-            f"{folder} brings code of its own; read it, then run with --trust-remote-code"
+    model = load_model(folder, trust_remote_code=trust_remote_code, dtype=dtype)
+    from transformers import AutoTokenizer
+
+    with loading(folder), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError:
-        raise HybridNormError(
-            f"{folder}: needs transformers; run: pip install 'hybridnorm[eval]'"
-        ) from None
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    except Exception as error:  # of transformers, safetensors, the folder's own code
-        why = " ".join(str(error).split())[:200]
-        raise HybridNormError(f"{folder}: cannot load the model: {why}") from None
     return HuggingFaceModel(str(folder), model.to(device), tokenizer, window)
 
 

@@ -1,13 +1,14 @@
 """`hybridnorm inspect`: what a run, or a folder of `transformers`, holds, on one screen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from hybridnorm.data import load_tokenizer
 from hybridnorm.errors import HybridNormError
-from hybridnorm.files import read_json
+from hybridnorm.foreign import CONFIG, Pretraining, load_config, read_config
 from hybridnorm.model import ModelConfig, parameter_counts
 from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import load_recipe
@@ -71,30 +72,34 @@ def _run(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, str]]:
-    config = read_json(folder / "config.json")
-    yield "folder", f"{folder}, {config.get('model_type')} for transformers"
-    yield from _described(folder)
-    trained = config.get("pretraining") or {}
-    if trained:
-        loss = trained["val_loss"]
-        yield "tokens", f"{trained['tokens']:,} seen in {trained['steps']:,} steps"
-        yield "held-out loss", "not evaluated" if loss is None else f"{loss:.4f}"
+    table = read_config(folder)
+    yield "folder", f"{folder}, {table.get('model_type')} for transformers"
+    yield from _described(folder, table)
+    if trained := table.get("pretraining"):
+        found = Pretraining(**trained)
+        held_out = "not evaluated" if found.val_loss is None else f"{found.val_loss:.4f}"
+        yield "tokens", f"{found.tokens:,} seen in {found.steps:,} steps"
+        yield "held-out loss", held_out
     yield "tokenizer", _tokenizer(folder)
     files = sorted(folder.glob("*.safetensors"))
     yield "weights", "\n".join(_weights(path) for path in files) or "none"
 
 
-def _described(folder: Path) -> Iterator[tuple[str, str]]:
+def _described(folder: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The shape and placement of a folder, as far as it is one of ours."""
-    from transformers import AutoConfig
+    from hybridnorm.interop.huggingface import KNOWN, HybridNormConfig, architecture
 
-    from hybridnorm.interop.huggingface import architecture
-
+    kind = table.get("model_type")
+    if isinstance(kind, str) and kind not in KNOWN and "auto_map" in table:
+        yield "model", "brings code of its own, which was not run"
+        return
+    config = load_config(folder, trust_remote_code=None)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         known = architecture(config)
-    except (OSError, ValueError, TypeError, LookupError) as error:  # as damaged fields raise
-        yield "model", str(error).splitlines()[0]
+    except HybridNormError as error:
+        if isinstance(config, HybridNormConfig):
+            raise HybridNormError(f"{folder / CONFIG}: {error}") from None
+        yield "model", str(error)  # of others, which are sound though they have no place here
     else:
         yield from _model(known.shape, known.placement)
 

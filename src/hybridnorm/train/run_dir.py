@@ -234,7 +234,10 @@ def find_checkpoint(run_dir: Path, which: str = "last") -> tuple[Path, dict[str,
         HybridNormError: not a run, or no such (or a damaged) checkpoint.
     """
     if not (run_dir / RECIPE).exists():
-        raise HybridNormError(f"{run_dir}: not a run directory (it has no recipe.toml)")
+        raise HybridNormError(
+            f"{run_dir}: not a run directory (it has no recipe.toml); "
+            "`hybridnorm import` makes one of a model folder"
+        )
     return choose_checkpoint(run_dir, which, read_record)
 
 

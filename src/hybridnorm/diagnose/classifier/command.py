@@ -10,7 +10,8 @@ from torch import nn
 from hybridnorm.diagnose.classifier.capture import Inputs
 from hybridnorm.diagnose.classifier.model import Report, classify
 from hybridnorm.errors import HybridNormError
-from hybridnorm.files import read_json, write_whole
+from hybridnorm.files import write_whole
+from hybridnorm.foreign import load_model
 from hybridnorm.placements.show import save_drawing
 from hybridnorm.terminal import Screen
 
@@ -29,7 +30,7 @@ def classify_command(
         HybridNormError: no such module or folder; untrusted code in it; or what `classify` raises.
     """
     if Path(target).is_dir():
-        module, inputs = _from_folder(Path(target), trust_remote_code), None
+        module, inputs = load_model(Path(target), trust_remote_code=trust_remote_code), None
     else:
         module, inputs = _imported(target)
     report = classify(module, inputs)
@@ -40,25 +41,6 @@ def classify_command(
         svg, png = save_drawing(report.placement, out, report.n_layers)
         console.print(f"\ndrawn in {svg} and {png}; {out / 'found.toml'} for --model.placement")
     return report
-
-
-def _from_folder(folder: Path, trust_remote_code: bool) -> nn.Module:
-    if "auto_map" in read_json(folder / "config.json") and not trust_remote_code:
-        raise HybridNormError(
-            f"{folder} brings code of its own; read it, then run with --trust-remote-code"
-        )
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise HybridNormError(f"{folder}: needs transformers; pip install transformers") from None
-    try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # of transformers, safetensors, the folder's own code
-        reason = " ".join(str(error).split())[:200]
-        raise HybridNormError(f"{folder}: transformers cannot load it: {reason}") from None
-    return model
 
 
 def _imported(path: str) -> tuple[nn.Module, Inputs]:

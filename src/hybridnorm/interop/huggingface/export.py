@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridnorm.foreign import quiet
 from hybridnorm.interop.huggingface.card import write_card
 from hybridnorm.interop.huggingface.modeling_hybridnorm import HybridNormForCausalLM
-from hybridnorm.interop.huggingface.quiet import quiet
 from hybridnorm.interop.huggingface.shape import to_config
 from hybridnorm.interop.huggingface.stock import check_fit, stock
 from hybridnorm.interop.huggingface.tokenizer import token_ids, write_tokenizer

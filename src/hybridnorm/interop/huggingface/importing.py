@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hybridnorm.data import load_tokenizer
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, naming
 from hybridnorm.files import read_json, read_text
+from hybridnorm.foreign import CONFIG, load_model, loading, read_config
 from hybridnorm.interop.huggingface.configuration_hybridnorm import HybridNormConfig
-from hybridnorm.interop.huggingface.quiet import quiet
 from hybridnorm.interop.huggingface.shape import from_config, model_config
 from hybridnorm.interop.huggingface.stock import STOCK, check_settings, stock
 from hybridnorm.interop.huggingface.weights import StockNames, fill
@@ -23,7 +23,9 @@ from hybridnorm.placements import Placement
 from hybridnorm.train import write_imported
 
 _WEIGHTS = ("model.safetensors", "model.pt", "pytorch_model.bin")
-_CONFIGS = ("config.yaml", "config.json")
+_CONFIGS = ("config.yaml", CONFIG)
+KNOWN = (HybridNormConfig.model_type, *STOCK)
+"""Architectures of `transformers` that come in."""
 
 
 def import_model(source: Path, run_dir: Path) -> Transformer:
@@ -41,8 +43,7 @@ def import_model(source: Path, run_dir: Path) -> Transformer:
     check_absent(run_dir)
     if not source.exists():
         raise HybridNormError(f"{source}: there is no such file or folder")
-    kind = _kind(source)
-    load = _from_authors if kind is None else _from_transformers
+    load = _from_transformers if _is_of_transformers(source) else _from_authors
     model, seq_len = load(source)
     tokenizer = _tokenizer(source, model)
     with new_folder(run_dir) as partial:
@@ -50,35 +51,23 @@ def import_model(source: Path, run_dir: Path) -> Transformer:
     return model
 
 
-def _kind(source: Path) -> str | None:
-    """The architecture of a folder of `transformers`; None for anything else."""
-    config = source / "config.json"
-    table = read_json(config) if config.is_file() else {}
+def _is_of_transformers(source: Path) -> bool:
+    """Whether it is a folder of an architecture that we know; anything else is the authors'."""
+    path = source / CONFIG
+    table = read_config(source) if path.is_file() else {"d_model": None}
     kind = table.get("model_type")
-    known = (HybridNormConfig.model_type, *STOCK)
-    if kind in known:
-        return str(kind)
-    if kind is not None and "d_model" not in table:
-        raise HybridNormError(f"{config}: model_type {kind!r} is none of {', '.join(known)}")
-    return None
+    if kind in KNOWN:
+        return True
+    if "d_model" not in (table.get("model") or table):
+        raise HybridNormError(f"{path}: model_type: {kind!r} is none of {', '.join(KNOWN)}")
+    return False
 
 
 def _from_transformers(folder: Path) -> tuple[Transformer, int]:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet():
-            theirs, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-    except HybridNormError:
-        raise
-    except Exception as error:  # whatever reads a damaged file raises
-        raise HybridNormError(f"{folder}: cannot load: {_first_line(error)}") from None
-    if missing := {*report["missing_keys"], *report["mismatched_keys"]}:
-        raise HybridNormError(f"{folder}: weights: missing {min(missing)!r}")
+    theirs = load_model(folder, trust_remote_code=None, dtype=torch.float32, exact=True)
     config = theirs.config
-    known = architecture(config)
+    with naming(folder / CONFIG):
+        known = architecture(config)
     model = _empty(known.shape, known.placement)
     weights = theirs.state_dict()
     if config.tie_word_embeddings:
@@ -122,10 +111,8 @@ def _from_authors(source: Path) -> tuple[Transformer, int]:
         config = _read_config(_first(path.parent, _CONFIGS))
     config = config.get("model", config)
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    try:
+    with loading(source):
         model = from_official(config, weights)
-    except HybridNormError as error:
-        raise HybridNormError(f"{source}: {error}") from None
     return model, int(config.get("max_sequence_length") or 2048)
 
 

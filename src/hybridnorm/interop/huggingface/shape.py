@@ -78,14 +78,14 @@ def model_config(config: Any) -> ModelConfig:
     activation = (config.hidden_act, getattr(config, "gated_mlp", True))
     known = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
     if activation not in known:
-        raise HybridNormError(f"config: hidden_act={config.hidden_act!r} has no counterpart here")
+        raise HybridNormError(f"hidden_act={config.hidden_act!r} has no counterpart here")
     rope = config.rope_parameters or {}
     if rope.get("rope_type", "default") != "default":
-        raise HybridNormError(f"config: rope_type={rope['rope_type']!r} has no counterpart here")
+        raise HybridNormError(f"rope_type={rope['rope_type']!r} has no counterpart here")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim * config.num_attention_heads != config.hidden_size:
         raise HybridNormError(
-            f"config: head_dim={head_dim} times {config.num_attention_heads} heads is not "
+            f"head_dim={head_dim} times {config.num_attention_heads} heads is not "
             f"hidden_size {config.hidden_size}, as it must be here"
         )
     shape = ModelConfig(
@@ -114,11 +114,13 @@ def from_config(config: HybridNormConfig) -> tuple[ModelConfig, Placement]:
     shape = model_config(config)
     resolved = config.placement if isinstance(config.placement, dict) else {}
     if "definition" not in resolved:
-        raise HybridNormError("config: placement.definition is missing; export the model again")
+        raise HybridNormError("placement.definition is missing; export the model again")
     placement = placement_from_dict(resolved["definition"])
     # A definition may be older than a word for the same.
     if resolve(placement, shape) | {"definition": resolved["definition"]} != resolved:
-        raise HybridNormError("config: placement.definition is not what placement.kinds say")
+        raise HybridNormError(
+            "placement.definition is not what placement.kinds say; export the model again"
+        )
     return shape, placement
 
 

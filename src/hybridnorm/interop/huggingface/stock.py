@@ -108,9 +108,7 @@ def check_settings(config: Any) -> None:
         if getattr(config, name, None) not in unused:
             if name == "sliding_window" and getattr(config, "use_sliding_window", None) is False:
                 continue
-            raise HybridNormError(
-                f"config: {name}={getattr(config, name)!r} has no counterpart here"
-            )
+            raise HybridNormError(f"{name}={getattr(config, name)!r} has no counterpart here")
 
 
 def _misfits(stock: Stock, config: ModelConfig, placement: Placement) -> Iterator[str]:

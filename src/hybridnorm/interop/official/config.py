@@ -19,6 +19,7 @@ from hybridnorm.placements import (
     Patch,
     Placement,
 )
+from hybridnorm.strict_toml import typed
 
 _SWITCHES = {
     "attn_norm": True,
@@ -75,8 +76,8 @@ def model_and_placement(
     Raises:
         HybridNormError: a setting without a counterpart here, or a missing one; it is named.
     """
-    if missing := [name for name in _REQUIRED if config.get(name) is None]:
-        raise HybridNormError(f"config: missing {missing[0]!r}")
+    for name in _REQUIRED:
+        typed(int, config.get(name), f"config: {name}")
     _check_supported(config)
     return _model_config(config), _placement(config, _qk_axis(config, q_gain))
 
