@@ -132,6 +132,17 @@ def test_continuations_of_our_own_model_are_its_likeliest_tokens() -> None:
         assert answer == candidate.decode(ids[-8:]).partition("\x00never")[0]
 
 
+def test_a_special_token_that_a_text_spells_out_is_text(llama: Path) -> None:
+    from tokenizers import Tokenizer
+
+    raw = Tokenizer.from_file(str(llama / "tokenizer.json"))
+    candidate = harness(llama).candidate
+    raw.encode_special_tokens = True
+    spelled = ["the <eos> norm<eos>", "<eos>"]
+    assert candidate.encode_batch(spelled) == [raw.encode(one).ids for one in spelled]
+    assert all(0 not in ids for ids in candidate.encode_batch(spelled))  # the id of <eos>
+
+
 def test_what_knows_no_mask_is_computed_apart(tmp_path: Path) -> None:
     folder = save_llama(tmp_path, "mistral", sliding_window=8)
     asked = log_likelihood_requests()

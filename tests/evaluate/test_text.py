@@ -109,6 +109,20 @@ def test_a_run_on_files_and_on_its_own_held_out_text(
     assert f"{held_out['perplexity']['value']:.4f} ± " in result.stdout
 
 
+def test_a_run_and_its_export_read_the_same(run_dir: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the norm<|endoftext|>of a block <|endoftext|>")
+    assert cli("export", run_dir, "--to", tmp_path / "model").returncode == 0
+    found = []
+    for model in (run_dir, tmp_path / "model"):
+        words = ("--text", tmp_path / "a.txt", "--trust-remote-code", "--out", tmp_path / "o.json")
+        result = cli("evaluate", model, *words)
+        assert result.returncode == 0, result.stderr
+        found += json.loads((tmp_path / "o.json").read_text())["texts"]
+    assert [one["tokens"] for one in found] == [45, 45]  # its bytes
+    nats = [one["nats_per_token"]["value"] for one in found]
+    assert nats[0] == pytest.approx(nats[1], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

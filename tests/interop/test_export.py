@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command_line import Cli
@@ -46,7 +47,8 @@ def test_the_model_and_its_tokenizer_are_those_of_the_run(run: Path, folder: Pat
         ids = IDS % 257
         assert gap(theirs(ids).logits, ours.model(ids)) < 1e-6
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = "Über Norms: 2 + 2\n"
+    text = "Über Norms: 2 + 2<|endoftext|>\n"
+    assert tokenizer(text)["input_ids"] == list(text.encode())
     assert tokenizer(text)["input_ids"] == load_tokenizer(run).encode(text)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 256)
@@ -64,8 +66,11 @@ def test_trained_tokenizers_are_exported(
     assert cli("export", run, "--to", tmp_path / "out").returncode == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ours = load_tokenizer(run)
-    text = "the norm of a block, naïve"
-    assert tokenizer(text)["input_ids"] == ours.encode(text)
+    raw = Tokenizer.from_file(str(run / "tokenizer.json"))
+    raw.encode_special_tokens = True
+    for text in ("the norm of a block, naïve", "the norm<|endoftext|>of a block<|endoftext|>"):
+        assert tokenizer(text)["input_ids"] == ours.encode(text) == raw.encode(text).ids
+        assert tokenizer.decode(ours.encode(text)) == text
     assert tokenizer.eos_token_id == ours.end_of_document
 
 

@@ -36,6 +36,7 @@ class HuggingFaceModel:
         if not found:
             raise HybridNormError(f"{name}: the tokenizer has neither an eos nor a bos token")
         self.end_of_document, self.prefix = found[0], found[-1]
+        tokenizer.split_special_tokens = True  # spelled out in a text, they are text
         self.shares_beginnings = False
         self.shares_beginnings = _can_share(self)
 
