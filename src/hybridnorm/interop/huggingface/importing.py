@@ -58,7 +58,7 @@ def _is_of_transformers(source: Path) -> bool:
     kind = table.get("model_type")
     if kind in KNOWN:
         return True
-    if "d_model" not in (table.get("model") or table):
+    if "d_model" not in table and "model" not in table:
         raise HybridNormError(f"{path}: model_type: {kind!r} is none of {', '.join(KNOWN)}")
     return False
 
