@@ -47,8 +47,8 @@ def test_the_model_and_its_tokenizer_are_those_of_the_run(run: Path, folder: Pat
         ids = IDS % 257
         assert gap(theirs(ids).logits, ours.model(ids)) < 1e-6
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = "Über Norms: 2 + 2<|endoftext|>\n"
-    assert tokenizer(text)["input_ids"] == list(text.encode())
+    text = "Über Norms: 2 + 2\n"
+    assert tokenizer("ends<|endoftext|>")["input_ids"] == [*b"ends", 256]
     assert tokenizer(text)["input_ids"] == load_tokenizer(run).encode(text)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 256)
@@ -68,6 +68,7 @@ def test_trained_tokenizers_are_exported(
     ours = load_tokenizer(run)
     raw = Tokenizer.from_file(str(run / "tokenizer.json"))
     raw.encode_special_tokens = True
+    tokenizer.split_special_tokens = True
     for text in ("the norm of a block, naïve", "the norm<|endoftext|>of a block<|endoftext|>"):
         assert tokenizer(text)["input_ids"] == ours.encode(text) == raw.encode(text).ids
         assert tokenizer.decode(ours.encode(text)) == text

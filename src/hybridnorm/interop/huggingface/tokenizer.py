@@ -23,10 +23,7 @@ def token_ids(run_dir: Path) -> dict[str, int]:
 
 
 def write_tokenizer(run_dir: Path, folder: Path, max_length: int) -> None:
-    """Write the tokenizer of a run into `folder`.
-
-    As in training it adds no tokens, and a special token that a text spells out is text.
-    """
+    """Write the tokenizer of a run into `folder`: it adds no tokens, as in training."""
     fast, ids = load_tokenizer(run_dir).fast(), token_ids(run_dir)
     end, padding = (fast.id_to_token(ids[f"{name}_token_id"]) for name in ("eos", "pad"))
     PreTrainedTokenizerFast(
@@ -36,5 +33,4 @@ def write_tokenizer(run_dir: Path, folder: Path, max_length: int) -> None:
         pad_token=padding,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
     ).save_pretrained(folder)
