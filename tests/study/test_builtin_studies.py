@@ -15,6 +15,7 @@ from hybridnorm.train.report import read_metrics
 
 STUDIES = sorted(builtin("studies"))
 TINY = {
+    "data.prepared": (),
     "data.tokenizer": "byte",
     "train.steps": 2,
     "train.batch_size": 1,

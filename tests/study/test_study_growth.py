@@ -100,7 +100,15 @@ def test_a_rate_at_which_nothing_is_learned_is_not_stable(tmp_path: Path) -> Non
         fake_run(tmp_path, run.name, [8.0, 7.01 if stuck else 5.0], unigram=7.0)
     pre, post = arms(*completed(study, tmp_path))
     assert (str(stable(pre)), str(stable(post))) == ("≥ 0.004", "0.002")
-    assert runs_text(post) == "6 finished, 3 at the unigram plateau"
+    assert runs_text(post) == "6 finished, 3 not below the unigram plateau"
+    assert "learned more" not in verdict(study, [pre, post])
+    slow = study_of(tmp_path, RATES.replace("extend = true", "").replace("2e-3", "2e-4"))
+    for run in slow.runs:
+        if run.recipe.optimizer.lr == 2e-4:
+            fake_run(tmp_path, run.name, [8.0, 7.5], unigram=7.0)
+    pre, post = arms(*completed(slow, tmp_path))
+    assert (str(stable(pre)), str(stable(post))) == ("≥ 0.004", "< 0.004")
+    assert "No run of post-norm learned more than" in verdict(slow, [pre, post])
 
 
 def test_a_best_that_never_comes_is_flagged_after_the_stated_number_of_steps(

@@ -73,6 +73,29 @@ def test_runs_that_a_launcher_starts(cli: Cli, corpus: Path, tmp_path: Path) -> 
     assert len((tmp_path / "seen").read_text().splitlines()) == 2
 
 
+@linux
+def test_what_a_launcher_has_started_ends_with_the_study(
+    cli: Cli, corpus: Path, tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, corpus, 'model.placement = ["pre-norm"]')
+    launch, folder = tmp_path / "launch", tmp_path / "out"
+    choices = ("--train.dtype", "fp32", "--train.compile", "off")
+    launch.write_text('#!/bin/sh\n"$@"\nexit 0')
+    launch.chmod(0o755)
+    study = start(path, folder, *ENDLESS, *choices, "--launcher", str(launch))
+    wait_for_step(study, folder / "runs" / "pre-norm")
+    study.send_signal(signal.SIGINT)
+    assert study.wait(timeout=60) == 130
+    for _ in range(600):
+        if read_metrics(folder / "runs" / "pre-norm").status == "interrupted":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the run goes on")
+    result = cli("study", path, "--dir", tmp_path / "none", *choices, "--launcher", "true")
+    assert result.returncode == 1 and "a launcher has to wait for it" in result.stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_study_leaves_no_run_behind_and_continues(
     number: signal.Signals, cli: Cli, corpus: Path, tmp_path: Path

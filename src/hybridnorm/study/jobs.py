@@ -43,6 +43,8 @@ class _Job:
 
     def _why(self) -> str:
         """A signal, or the last thing that the process said."""
+        if self.process.returncode == 0:
+            return "its process ended before the run did; a launcher has to wait for it"
         if (status := self.process.returncode) < 0:
             return f"its process was ended by signal {-status} ({signal.strsignal(-status)})"
         lines = []
@@ -107,7 +109,8 @@ def _none_left(running: list[_Job], console: Console) -> Iterator[None]:
         yield
     except BaseException as error:
         for job in running:
-            job.process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.process.pid, signal.SIGTERM)  # what a launcher has started, too
         for job in running:
             job.process.wait()
         if isinstance(error, KeyboardInterrupt):

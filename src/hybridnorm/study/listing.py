@@ -19,11 +19,13 @@ _START = 5.0  # seconds that a run takes besides its steps, with another one bes
 def list_studies() -> Table:
     """Every built-in study with its runs, tokens, parameters and the time it takes here, about."""
     table = Table(box=None)
+    names = sorted(builtin("studies"))
     for heading in ("study", "runs", "tokens per run", "parameters", "time here", "title"):
         words = heading in ("study", "title")
         table.add_column(heading, justify="left" if words else "right", no_wrap=not words)
+    table.columns[0].min_width = max(map(len, names))
     speed = _product_speed()
-    for name in sorted(builtin("studies")):
+    for name in names:
         study = load_study(name)
         tokens = [_tokens(run.recipe) for run in study.runs]
         parameters = [_parameters(run) for run in study.runs]

@@ -32,8 +32,8 @@ class Stable(NamedTuple):
     rate: float | None
     """None: not even the lowest one."""
     unstable_at: float | None
-    """The next rate, if a run diverged there or stayed at the unigram plateau; None: the largest
-    stable rate was not reached."""
+    """The next rate, if a run diverged there or did not leave the unigram plateau; None: the
+    largest stable rate was not reached."""
 
     def __str__(self) -> str:
         if self.unstable_at is None:
@@ -82,11 +82,13 @@ def stable(arm: Arm) -> Stable:
     """The largest stable rate of the arm; a rate whose runs are not all done bounds nothing."""
     largest = None
     for point in curve(arm):
-        if point.diverged or point.at_plateau:
+        too_slow = point.rate < arm.settings[RATE]  # where it learned too little, not too fast
+        if point.diverged or (point.at_plateau and not too_slow):
             return Stable(largest, point.rate)
         if not point.complete:
             break
-        largest = point.rate
+        if not point.at_plateau:
+            largest = point.rate
     return Stable(largest, None)
 
 

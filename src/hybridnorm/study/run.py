@@ -35,11 +35,11 @@ def run_study(study: Study, folder: Path, *, jobs: int, command: str, launcher: 
             after the report, runs that neither finished nor diverged.
     """
     console, elsewhere = Screen(), _words(launcher)
+    if elsewhere:
+        _check_choices(study)
     with alone_in(folder), _stoppable():
         prepare_data(study, console)
-        if elsewhere:
-            _check_choices(study)
-        else:
+        if not elsewhere:
             study = _settled(study, folder, jobs, console)
         study, results = completed(study, folder)
         claim(study, folder, command)

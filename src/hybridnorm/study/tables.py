@@ -41,9 +41,9 @@ def arm_columns(study: Study, found: Sequence[Arm]) -> dict[str, list[str]]:
     """Heading to cells, one cell per arm."""
     columns: dict[str, list[str]] = {study.compare: [str(arm.value) for arm in found]}
     for name in found[0].settings:
-        columns[name] = [str(arm.settings[name]) for arm in found]
+        columns[name] = ["–" if arm.val_loss is None else str(arm.settings[name]) for arm in found]
     if has_rates(found):
-        edges = [" (edge)" if edge(arm) else "" for arm in found]
+        edges = [" (edge)" if arm.val_loss is not None and edge(arm) else "" for arm in found]
         columns[RATE] = [rate + at for rate, at in zip(columns[RATE], edges, strict=True)]
     columns["held-out loss"] = [number(arm.val_loss, ".4f") for arm in found]
     columns["perplexity"] = [number(perplexity(arm), ".2f") for arm in found]
@@ -117,7 +117,7 @@ def runs_text(arm: Arm) -> str:
     skipped = sum(result.skipped_steps for result in arm.results)
     counts = [f"{arm.count(status)} {status}" for status in statuses]
     at_plateau = sum(result.at_plateau for result in arm.results)
-    further = {"at the unigram plateau": at_plateau, "steps skipped": skipped}
+    further = {"not below the unigram plateau": at_plateau, "steps skipped": skipped}
     return ", ".join(counts + [f"{n} {what}" for what, n in further.items() if n])
 
 

@@ -31,6 +31,11 @@ def verdict(study: Study, found: Sequence[Arm], floor: Floor | None = None) -> s
     among = " of the arms that lost fewest runs" if any(_lost(arm) for arm in found) else ""
     sentences = [f"Lowest held-out loss{among}: {best.value}, {best.val_loss:.4f} nats per token."]
     sentences += [_sentence(study, arm, floor) for arm in found if arm.comparison is not None]
+    if ignorant := [str(a.value) for a in found if a.best and all(r.at_plateau for r in a.best)]:
+        sentences.append(
+            f"No run of {', '.join(ignorant)} learned more than how frequent each token is: train "
+            "longer before you compare."
+        )
     if at_edge := [str(arm.value) for arm in found if has_rates(found) and edge(arm)]:
         sentences.append(
             f"The best learning rate of {', '.join(at_edge)} is at the edge of the grid: a better "
@@ -80,9 +85,9 @@ def reading(study: Study, found: Sequence[Arm]) -> list[str]:
         extended = f" The study added up to {MOST_RATES} rates to an arm." if study.extend else ""
         lines.append(
             f"(edge): the best {RATE} is the lowest or the highest one tried. Largest stable rate: "
-            "the largest one at which, and at all lower ones, no run diverged or stayed at the "
-            "unigram plateau, where a model knows how frequent each token is and no more; ≥ where "
-            f"none did at a higher one.{extended}"
+            "the largest one up to which no run diverged, or failed at a rate above the best to "
+            "get below the unigram plateau, the loss of knowing how frequent each token is and no "
+            f"more; ≥ where none did at a higher one, < where one did at the lowest.{extended}"
         )
     return lines
 
