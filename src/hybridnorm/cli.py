@@ -158,6 +158,8 @@ def _import(argv: Sequence[str]) -> None:
     from hybridnorm.interop.huggingface import import_model
 
     import_model(args.source, args.to)
+    if not (args.to / "tokenizer.json").exists():
+        print(f"it brought no tokenizer: put the model's there, as {args.to}/tokenizer.json")
     print(f"imported to {args.to}; train on with")
     print(f"  hybridnorm train {args.to}/recipe.toml --run-dir {args.to} --resume")
 

@@ -260,7 +260,11 @@ def test_the_special_config_is_a_literal_never_code() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_model": None}, "config: d_model: expected a whole number, got None"),
+        ({"d_model": None}, "config: missing field 'd_model'"),
+        ({"n_layers": "three"}, "config.n_layers: expected a whole number, got 'three'"),
+        ({"rope_theta": [1]}, "config.rope_theta: expected a number"),
+        ({"use_query_norm": "no"}, "config.use_query_norm: expected true or false"),
+        ({"vocab_size": 10**6}, "config.vocab_size: 1000000 is more than embedding_size"),
         ({"alibi": True}, "alibi=True"),
         ({"include_bias": True}, "include_bias"),
         ({"block_type": "llama"}, "block_type='llama'"),
@@ -275,6 +279,15 @@ def test_what_cannot_be_mapped_is_named(change: dict[str, Any], message: str) ->
     config, tensors = load(path)
     with pytest.raises(HybridNormError, match=message):
         from_official({**config, **change}, part(tensors, "weights."))
+
+
+@pytest.mark.parametrize("damaged", [3.0, torch.tensor(1.0), torch.ones(64).long()])
+def test_a_damaged_tensor_is_named(damaged: object) -> None:
+    config, tensors = load(next(path for path in REFERENCES if path.stem == "hybridnorm"))
+    weights = part(tensors, "weights.")
+    for bad in (damaged, torch.full((64,), torch.nan), torch.ones(64).to_sparse()):
+        with pytest.raises(HybridNormError, match="is no plain tensor of finite"):
+            from_official(config, weights | {"blocks.0.q_norm.weight": bad})
 
 
 @pytest.mark.parametrize(

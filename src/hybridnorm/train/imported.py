@@ -20,16 +20,14 @@ def write_imported(
 
     Args:
         run_dir: where the folder will lie.
-        tokenizer: the model's, a tokenizer.json; the run's recipe takes it.
+        tokenizer: the model's, a tokenizer.json; None: it has to be put into the run before one can
+            train on.
 
     Raises:
         HybridNormError: the folder cannot be written.
     """
-    data = (
-        DataConfig(tokenizer=str(run_dir.absolute() / tokenizer.name))
-        if tokenizer
-        else DataConfig()
-    )
+    # Without one, too: text in the tokens of another tokenizer would be nonsense to the model.
+    data = DataConfig(tokenizer=str(run_dir.absolute() / "tokenizer.json"))
     recipe = Recipe(model=replace(model.config, placement=PLACEMENT), data=data)
     recipe = replace(recipe, train=replace(recipe.train, seq_len=seq_len))
     world = World(torch.device("cpu"))

@@ -109,11 +109,11 @@ def _from_authors(source: Path) -> tuple[Transformer, int]:
     tensors, config = _read_weights(path)
     if config is None:
         config = _read_config(_first(path.parent, _CONFIGS))
-    config = config.get("model", config)
-    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     with loading(source):
+        config = _table(config.get("model", config), "config")
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         model = from_official(config, weights)
-    return model, int(config.get("max_sequence_length") or 2048)
+        return model, config.get("max_sequence_length") or 2048
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -128,9 +128,17 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
         ) from None
     except Exception as error:  # whatever reads a damaged file raises
         raise HybridNormError(f"{path}: cannot load: {_first_line(error)}") from None
-    if not isinstance(loaded, dict):
-        raise HybridNormError(f"{path}: expected a state dict, got {type(loaded).__name__}")
-    return loaded.get("model", loaded), loaded.get("config")
+    with naming(path):
+        whole = _table(loaded, "state dict")
+        config = whole.get("config")
+        tensors = _table(whole.get("model", whole), "model")
+        return tensors, None if config is None else _table(config, "config")
+
+
+def _table(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise HybridNormError(f"{name}: expected a table of names, got {type(value).__name__}")
+    return value
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -139,7 +147,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = (file.metadata() or {}).get("config")
-    return tensors, json.loads(config) if config else None
+    return tensors, _table(json.loads(config), "config") if config else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -149,11 +157,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
     try:
         table = yaml.safe_load(read_text(path))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise HybridNormError(f"{path}: is not YAML; it is damaged or was edited") from None
-    if not isinstance(table, dict):
-        raise HybridNormError(f"{path}: expected a table, got {type(table).__name__}")
-    return table
+    with naming(path):
+        return _table(table, "file")
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path:

@@ -5,7 +5,7 @@ Their switches (`attn_norm`, `ffn_residual_after_norm`, `use_query_norm`, ...) b
 
 import ast
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hybridnorm.errors import HybridNormError
@@ -19,7 +19,8 @@ from hybridnorm.placements import (
     Patch,
     Placement,
 )
-from hybridnorm.strict_toml import typed
+from hybridnorm.ranges import Count, Layers, Positive, Ranged
+from hybridnorm.strict_toml import build
 
 _SWITCHES = {
     "attn_norm": True,
@@ -33,7 +34,45 @@ _SWITCHES = {
 }
 _SHORT = {"attn_residual": "attn_residual_after_norm", "ffn_residual": "ffn_residual_after_norm"}
 _SHORT |= {f"{part}_norm": f"use_{part}_norm" for part in ("query", "key", "value", "context")}
-_REQUIRED = ("d_model", "n_heads", "n_layers", "vocab_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(Ranged):
+    """What is read of their configurations, of its type."""
+
+    d_model: Count
+    n_heads: Count
+    n_layers: Layers
+    vocab_size: Count
+    embedding_size: Count | None = None
+    n_kv_heads: Count | None = None
+    mlp_hidden_size: Count | None = None
+    mlp_ratio: Count | None = None
+    max_sequence_length: Count | None = None
+    rope_theta: Positive | None = None
+    layer_norm_eps: Positive | None = None
+    init_std: Positive | None = None
+    multi_query_attention: bool | None = None
+    weight_tying: bool | None = None
+    embedding_layer_norm: bool | None = None
+    layer_norm_with_affine: bool | None = None
+    attention_layer_norm: bool | None = None
+    attention_layer_norm_with_affine: bool | None = None
+    attn_norm: bool | None = None
+    ffn_norm: bool | None = None
+    attn_residual_after_norm: bool | None = None
+    ffn_residual_after_norm: bool | None = None
+    use_query_norm: bool | None = None
+    use_key_norm: bool | None = None
+    use_value_norm: bool | None = None
+    use_context_norm: bool | None = None
+    moe_num_experts: Count | None = None
+    moe_top_k: Count | None = None
+    moe_shared_expert: bool | None = None
+
+
+_READ = {field.name for field in fields(_Settings)}
+_FLOATS = {"rope_theta", "layer_norm_eps", "init_std"}
 # What a configuration may not ask for, with the value that means "not asked for".
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "alibi": (False, None),
@@ -76,10 +115,24 @@ def model_and_placement(
     Raises:
         HybridNormError: a setting without a counterpart here, or a missing one; it is named.
     """
-    for name in _REQUIRED:
-        typed(int, config.get(name), f"config: {name}")
+    # What is null in their files is not said.
+    config = {n: _number(v) if n in _FLOATS else v for n, v in config.items() if v is not None}
+    build(_Settings, {name: config[name] for name in _READ & config.keys()}, "config")
+    if config["vocab_size"] > config.get("embedding_size", config["vocab_size"]):
+        raise HybridNormError(
+            f"config.vocab_size: {config['vocab_size']} is more than embedding_size "
+            f"{config['embedding_size']}"
+        )
     _check_supported(config)
     return _model_config(config), _placement(config, _qk_axis(config, q_gain))
+
+
+def _number(value: object) -> object:
+    """A number that YAML 1.1 takes for text, as it does 1e-05."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _has_experts(config: Mapping[str, Any]) -> bool:

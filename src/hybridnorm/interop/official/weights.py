@@ -50,10 +50,13 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
         state_dict: their tensors, with or without the `transformer.` prefix.
 
     Raises:
-        HybridNormError: a setting this library cannot express, or a missing, unexpected or wrongly
-            shaped tensor; it is named.
+        HybridNormError: a setting this library cannot express, or a missing, unexpected, wrongly
+            shaped or damaged tensor; it is named.
     """
-    theirs = {name.removeprefix("transformer."): value for name, value in state_dict.items()}
+    theirs = {
+        name.removeprefix("transformer."): _checked(name, value)
+        for name, value in state_dict.items()
+    }
     q_gain = theirs.get("blocks.0.q_norm.weight")
     known = model_and_placement(config, None if q_gain is None else len(q_gain))
     with torch.device("meta"):
@@ -65,6 +68,14 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
     if unused := set(theirs) - {source for source, _, _ in names.values()}:
         raise HybridNormError(f"state_dict: unexpected tensor {min(unused)!r}")
     return model
+
+
+def _checked(name: str, value: Any) -> Tensor:
+    plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    if not (plain and value.is_floating_point() and value.ndim and value.isfinite().all()):
+        raise HybridNormError(f"state_dict: {name!r} is no plain tensor of finite numbers")
+    found: Tensor = value
+    return found
 
 
 def to_official(
