@@ -48,12 +48,12 @@ USUAL = [field.name for field in fields(_Words)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
+class Pretraining(Ranged):
     """What an export of ours says of its run."""
 
-    steps: int
-    tokens: int
-    val_loss: float | None = None
+    steps: Natural
+    tokens: Natural
+    val_loss: NotNegative | None = None
 
 
 def check_fields(table: Mapping[str, Any]) -> None:
@@ -78,11 +78,11 @@ def check_fields(table: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Placement:
+class _Placement(Ranged):
     """The norms of an export, as numbers."""
 
     kinds: tuple[dict[str, Any], ...]
-    layers: tuple[int, ...]
+    layers: tuple[Natural, ...]
     embed_scale: dict[str, Any] | None
     embed_norm: dict[str, Any] | None
     final_norm: dict[str, Any] | None
