@@ -29,9 +29,10 @@ Each line is a claim of the HybridNorm paper (arXiv 2503.04598) beside the same 
 model of a thousandth of the size on English Wikipedia summaries, or of a tenth where the study's
 name says 47M, each arm at its own best learning rate ([how, and what differs](../studies.md)).
 *Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
-Brackets: 95% interval over seeds. p is corrected for the number of arms that were run (Holm), *runs*
-are all of an arm's, at every rate. *Confirmed* and *contradicted* mean: at this size. Table 11, what HybridNorm costs, was measured [on a
-GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the probes](diagnose.md).
+Brackets: 95% interval over seeds. p is corrected for the number of arms that were run (Holm);
+*runs* are all of an arm's, at every rate. *Confirmed* and *contradicted* mean: at this size. Table
+11, what HybridNorm costs, was measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the
+probes](diagnose.md).
 
     hybridnorm study STUDY --jobs 2
     python scripts/claims.py studies docs/results/paper
