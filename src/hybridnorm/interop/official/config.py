@@ -5,8 +5,8 @@ Their switches (`attn_norm`, `ffn_residual_after_norm`, `use_query_norm`, ...) b
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.model import ModelConfig
@@ -22,23 +22,28 @@ from hybridnorm.placements import (
 from hybridnorm.ranges import Count, Layers, Positive, Ranged
 from hybridnorm.strict_toml import build
 
-_SWITCHES = {
-    "attn_norm": True,
-    "ffn_norm": True,
-    "attn_residual_after_norm": False,
-    "ffn_residual_after_norm": False,
-    "use_query_norm": False,
-    "use_key_norm": False,
-    "use_value_norm": False,
-    "use_context_norm": False,
-}
+_Axis = Literal["head", "full"]
 _SHORT = {"attn_residual": "attn_residual_after_norm", "ffn_residual": "ffn_residual_after_norm"}
 _SHORT |= {f"{part}_norm": f"use_{part}_norm" for part in ("query", "key", "value", "context")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Settings(Ranged):
-    """What is read of their configurations, of its type."""
+class _Switches:
+    """Which norms a block has."""
+
+    attn_norm: bool = True
+    ffn_norm: bool = True
+    attn_residual_after_norm: bool = False
+    ffn_residual_after_norm: bool = False
+    use_query_norm: bool = False
+    use_key_norm: bool = False
+    use_value_norm: bool = False
+    use_context_norm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(_Switches, Ranged):
+    """What is read of a configuration, with their defaults."""
 
     d_model: Count
     n_heads: Count
@@ -47,31 +52,26 @@ class _Settings(Ranged):
     embedding_size: Count | None = None
     n_kv_heads: Count | None = None
     mlp_hidden_size: Count | None = None
-    mlp_ratio: Count | None = None
+    mlp_ratio: Count = 4
     max_sequence_length: Count | None = None
-    rope_theta: Positive | None = None
-    layer_norm_eps: Positive | None = None
+    rope_theta: Positive = 10_000.0
+    layer_norm_eps: Positive = 1e-5
     init_std: Positive | None = None
-    multi_query_attention: bool | None = None
-    weight_tying: bool | None = None
-    embedding_layer_norm: bool | None = None
-    layer_norm_with_affine: bool | None = None
-    attention_layer_norm: bool | None = None
-    attention_layer_norm_with_affine: bool | None = None
-    attn_norm: bool | None = None
-    ffn_norm: bool | None = None
-    attn_residual_after_norm: bool | None = None
-    ffn_residual_after_norm: bool | None = None
-    use_query_norm: bool | None = None
-    use_key_norm: bool | None = None
-    use_value_norm: bool | None = None
-    use_context_norm: bool | None = None
-    moe_num_experts: Count | None = None
-    moe_top_k: Count | None = None
-    moe_shared_expert: bool | None = None
+    block_type: str = "sequential"
+    activation_type: str = "swiglu"
+    layer_norm_type: str = "default"
+    multi_query_attention: bool = False
+    weight_tying: bool = True
+    embedding_layer_norm: bool = False
+    layer_norm_with_affine: bool = True
+    attention_layer_norm: bool = False
+    attention_layer_norm_with_affine: bool = True
+    moe_num_experts: Count = 8
+    moe_top_k: Count = 2
+    moe_shared_expert: bool = False
 
 
-_READ = {field.name for field in fields(_Settings)}
+_SWITCHES = {field.name for field in fields(_Switches)}
 _FLOATS = {"rope_theta", "layer_norm_eps", "init_std"}
 # What a configuration may not ask for, with the value that means "not asked for".
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -116,15 +116,17 @@ def model_and_placement(
         HybridNormError: a setting without a counterpart here, or a missing one; it is named.
     """
     # What is null in their files is not said.
-    config = {n: _number(v) if n in _FLOATS else v for n, v in config.items() if v is not None}
-    build(_Settings, {name: config[name] for name in _READ & config.keys()}, "config")
-    if config["vocab_size"] > config.get("embedding_size", config["vocab_size"]):
+    said = {n: _number(v) if n in _FLOATS else v for n, v in config.items() if v is not None}
+    _check_supported(said)
+    read = said.keys() & {field.name for field in fields(_Settings)}
+    found = build(_Settings, {name: said[name] for name in read}, "config")
+    if found.vocab_size > (found.embedding_size or found.vocab_size):
         raise HybridNormError(
-            f"config.vocab_size: {config['vocab_size']} is more than embedding_size "
-            f"{config['embedding_size']}"
+            f"config.vocab_size: {found.vocab_size} is more than embedding_size "
+            f"{found.embedding_size}"
         )
-    _check_supported(config)
-    return _model_config(config), _placement(config, _qk_axis(config, q_gain))
+    specials = special_config(said.get("norm_pos_special_config"))
+    return _model_config(found), _placement(found, specials, _qk_axis(found, q_gain))
 
 
 def _number(value: object) -> object:
@@ -135,13 +137,9 @@ def _number(value: object) -> object:
         return value
 
 
-def _has_experts(config: Mapping[str, Any]) -> bool:
-    return config.get("block_type") == "moe"
-
-
 def _check_supported(config: Mapping[str, Any]) -> None:
     supported = dict(_UNSUPPORTED)
-    if _has_experts(config):
+    if config.get("block_type") == "moe":
         unknown = {name for name in config if name.startswith("moe_")} - _OF_EXPERTS
         supported |= dict.fromkeys(sorted(unknown), (None, False)) | _UNSUPPORTED_OF_EXPERTS
     for name, allowed in supported.items():
@@ -149,16 +147,15 @@ def _check_supported(config: Mapping[str, Any]) -> None:
             raise HybridNormError(f"config: {name}={config[name]!r} has no counterpart here")
 
 
-def _qk_axis(config: Mapping[str, Any], q_gain: int | None) -> str:
-    of_a_head = config.get("use_query_norm") or config.get("use_key_norm")
-    if of_a_head or not config.get("attention_layer_norm"):
+def _qk_axis(config: _Settings, q_gain: int | None) -> _Axis:
+    if config.use_query_norm or config.use_key_norm or not config.attention_layer_norm:
         return "head"
-    if not config.get("attention_layer_norm_with_affine", True):
+    if not config.attention_layer_norm_with_affine:
         raise HybridNormError(
             "config: attention_layer_norm without a gain may be of a head (the authors) or of the "
             "full width (OLMo); set use_query_norm and use_key_norm if it is of a head"
         )
-    return "full" if q_gain == config["d_model"] else "head"
+    return "full" if q_gain == config.d_model else "head"
 
 
 def special_config(text: object) -> dict[int, dict[str, bool]]:
@@ -185,21 +182,21 @@ def special_config(text: object) -> dict[int, dict[str, bool]]:
             found[int(layer)] = {**found.get(int(layer), {}), **named}
     except (ValueError, SyntaxError, AttributeError, TypeError, RecursionError, MemoryError):
         raise HybridNormError(f"norm_pos_special_config: cannot read {text!r:.99}") from None
-    for switch in {name for named in found.values() for name in named} - set(_SWITCHES):
+    for switch in {name for named in found.values() for name in named} - _SWITCHES:
         raise HybridNormError(f"norm_pos_special_config: unknown switch {switch!r}")
     return found
 
 
-def _placement(config: Mapping[str, Any], qk_axis: str) -> Placement:
-    base = {name: bool(config.get(name, default)) for name, default in _SWITCHES.items()}
-    specials = special_config(config.get("norm_pos_special_config"))
+def _placement(
+    config: _Settings, specials: Mapping[int, Mapping[str, Any]], qk_axis: _Axis
+) -> Placement:
     for layer in specials:
-        if not 0 <= layer < config["n_layers"]:
+        if not 0 <= layer < config.n_layers:
             raise HybridNormError(f"norm_pos_special_config: there is no layer {layer}")
-    block = _block(config, base, qk_axis)
+    block = _block(config, qk_axis)
     overrides = []
     for layer, switches in sorted(specials.items()):
-        special = _block(config, {**base, **switches}, qk_axis)
+        special = _block(replace(config, **switches), qk_axis)
         overrides.append(
             Override(
                 layers=f"blocks {layer + 1}",
@@ -207,46 +204,43 @@ def _placement(config: Mapping[str, Any], qk_axis: str) -> Placement:
                 feed_forward=_patch(block.feed_forward, special.feed_forward),
             )
         )
-    kind = _norm(config, affine=bool(config.get("layer_norm_with_affine", True)))
+    kind = _norm(config, affine=config.layer_norm_with_affine)
     return Placement(
         name="official",
         attention=block.attention,
         feed_forward=block.feed_forward,
         overrides=tuple(overrides),
-        embed_norm=kind if config.get("embedding_layer_norm") else None,
+        embed_norm=kind if config.embedding_layer_norm else None,
         final_norm=kind,
         init="megatron",
         source="the authors' implementation",
     )
 
 
-def _norm(config: Mapping[str, Any], *, affine: bool, axis: str = "head") -> Norm:
-    kind = "rms" if config.get("layer_norm_type", "default") == "rms" else "layer"
-    return Norm(kind=kind, affine="vector" if affine else "none", axis=axis)  # type: ignore[arg-type]
+def _norm(config: _Settings, *, affine: bool) -> Norm:
+    kind: Literal["rms", "layer"] = "rms" if config.layer_norm_type == "rms" else "layer"
+    return Norm(kind=kind, affine="vector" if affine else "none")
 
 
-def _block(config: Mapping[str, Any], on: Mapping[str, bool], qk_axis: str) -> BlockSpec:
-    stream = _norm(config, affine=bool(config.get("layer_norm_with_affine", True)))
-    head_affine = bool(config.get("attention_layer_norm_with_affine", True))
-    head = _norm(config, affine=head_affine)
-    qk = _norm(config, affine=head_affine, axis=qk_axis)
-    both = bool(config.get("attention_layer_norm", False))
-    skips = {
-        part: "normed" if on[f"{part}_norm"] and on[f"{part}_residual_after_norm"] else "raw"
-        for part in ("attn", "ffn")
-    }
+def _block(config: _Settings, qk_axis: _Axis) -> BlockSpec:
+    stream = _norm(config, affine=config.layer_norm_with_affine)
+    head = _norm(config, affine=config.attention_layer_norm_with_affine)
+    qk = replace(head, axis=qk_axis)
+    both = config.attention_layer_norm
+    attn_normed = config.attn_norm and config.attn_residual_after_norm
+    ffn_normed = config.ffn_norm and config.ffn_residual_after_norm
     return BlockSpec(
         attention=AttentionSpec(
-            input_norm=stream if on["attn_norm"] else None,
-            skip=skips["attn"],  # type: ignore[arg-type]
-            q_norm=qk if both or on["use_query_norm"] else None,
-            k_norm=qk if both or on["use_key_norm"] else None,
-            v_norm=head if on["use_value_norm"] else None,
-            context_norm=head if on["use_context_norm"] else None,
+            input_norm=stream if config.attn_norm else None,
+            skip="normed" if attn_normed else "raw",
+            q_norm=qk if both or config.use_query_norm else None,
+            k_norm=qk if both or config.use_key_norm else None,
+            v_norm=head if config.use_value_norm else None,
+            context_norm=head if config.use_context_norm else None,
         ),
         feed_forward=FeedForwardSpec(
-            input_norm=stream if on["ffn_norm"] else None,
-            skip=skips["ffn"],  # type: ignore[arg-type]
+            input_norm=stream if config.ffn_norm else None,
+            skip="normed" if ffn_normed else "raw",
         ),
     )
 
@@ -256,31 +250,32 @@ def _patch(base: Any, special: Any) -> Patch:
     return tuple((name, value) for name, value in pairs if value != getattr(base, name))
 
 
-def _model_config(config: Mapping[str, Any]) -> ModelConfig:
-    d_model, n_heads = int(config["d_model"]), int(config["n_heads"])
-    hidden = config.get("mlp_hidden_size") or int(config.get("mlp_ratio", 4)) * d_model
-    gated = config.get("activation_type", "swiglu") == "swiglu"
-    kv_heads = config.get("n_kv_heads")
-    if kv_heads is None and config.get("multi_query_attention"):
-        kv_heads = 1
+def _model_config(config: _Settings) -> ModelConfig:
+    hidden = config.mlp_hidden_size or config.mlp_ratio * config.d_model
+    gated = config.activation_type == "swiglu"
+    kv_heads = config.n_kv_heads or (1 if config.multi_query_attention else None)
     # Where it is not said they build 8 experts, of which a token takes 2. The weights of a token's
     # experts are never divided by their sum: nothing in their configuration asks for it.
-    moe = config if _has_experts(config) else {"moe_num_experts": 0}
+    experts: dict[str, Any] = {}
+    if config.block_type == "moe":
+        experts = {
+            "n_experts": config.moe_num_experts,
+            "top_k": config.moe_top_k,
+            "n_shared_experts": int(config.moe_shared_expert),
+        }
     return ModelConfig(
-        d_model=d_model,
-        n_layers=int(config["n_layers"]),
-        n_heads=n_heads,
+        d_model=config.d_model,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
         n_kv_heads=kv_heads,
         d_ff=hidden // 2 if gated else hidden,
         # Their logits cover the padding rows of the vocabulary, too.
-        vocab_size=int(config.get("embedding_size") or config["vocab_size"]),
+        vocab_size=config.embedding_size or config.vocab_size,
         vocab_multiple_of=1,
-        tie_embeddings=bool(config.get("weight_tying", True)),
+        tie_embeddings=config.weight_tying,
         activation="swiglu" if gated else "gelu",
-        n_experts=int(moe.get("moe_num_experts", 8)),
-        top_k=int(moe.get("moe_top_k", 2)),
-        n_shared_experts=int(bool(moe.get("moe_shared_expert"))),
-        rope_theta=float(config.get("rope_theta", 10_000)),
-        norm_eps=float(config.get("layer_norm_eps") or 1e-5),
-        init_std=config.get("init_std"),
+        rope_theta=config.rope_theta,
+        norm_eps=config.layer_norm_eps,
+        init_std=config.init_std,
+        **experts,
     )
