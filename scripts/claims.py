@@ -9,6 +9,7 @@ contradicts it; anything else leaves it unresolved.
 """
 
 import argparse
+import json
 import math
 import shutil
 import tomllib
@@ -23,6 +24,7 @@ from hybridnorm.study.plan import load_study
 from hybridnorm.study.results import Arm, arms
 from hybridnorm.study.tables import interval
 
+_MADE = ("hybridnorm", "commit", "python", "torch", "processor", "device", "cores", "threads")
 HEAD = """# What the paper says, what we measured
 
 Each line is a claim of the HybridNorm paper (arXiv 2503.04598) beside the same comparison in a
@@ -95,14 +97,16 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
     for name in ("results.csv", "study.toml"):
         shutil.copy(folder / name, target)
     study, results = completed(load_study(folder / "study.toml"), folder)
-    made = read_json(next((folder / "runs").glob("*/environment.json")))
+    made = read_json(folder / "runs" / study.runs[0].name / "environment.json")
+    made = {name: made[name] for name in _MADE}
+    write_whole(target / "environment.json", json.dumps(made, indent=1) + "\n")
     device = made["processor"] if made["device"] == "cpu" else made["device"]
     recipe = study.runs[0].recipe.train
     yield f"\n## {study.title}\n\n    {(folder / 'command.txt').read_text().strip()}\n\n"
     yield (
-        f"{study.note}\n\n{len(results)} runs of {recipe.steps:,} steps, hybridnorm at commit "
-        f"{made['commit'][:7]}, torch {made['torch']}, {device}. "
-        f"[Every run]({out.name}/{folder.name}/results.csv).\n"
+        f"{study.note}\n\n{len(results)} runs of {recipe.steps:,} steps, torch {made['torch']}, "
+        f"{device}. [Every run]({out.name}/{folder.name}/results.csv), "
+        f"[made by]({out.name}/{folder.name}/environment.json).\n"
     )
     for figure in ("final-loss", "learning-rate"):
         for path in sorted(target.glob(f"*{figure}.svg")):
