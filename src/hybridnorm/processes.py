@@ -54,15 +54,32 @@ def alone_in(folder: Path) -> Iterator[None]:
             f"{folder}: cannot write here: {error.strerror}; name another place"
         ) from None
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise HybridNormError(
-            f"{folder}: another process works here; stop it first, or name another place"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
+        if not _lock(held):
+            raise HybridNormError(
+                f"{folder}: another process works here; stop it first, or name another place"
+            )
         yield
     finally:
         os.close(held)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process holds `folder`, as `alone_in` does."""
+    if not folder.is_dir():
+        return False
+    probe = os.open(folder, os.O_RDONLY)
+    try:
+        return not _lock(probe)
+    finally:
+        os.close(probe)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock for this process; False where another one has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True

@@ -188,12 +188,16 @@ def results(folder: Path) -> list[dict[str, str]]:
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "launcher", [(), ("--launcher", "setsid --wait")], ids=["here", "elsewhere"]
+)
 def test_whatever_is_killed_and_whenever_the_results_are_the_same(
-    cli: Cli, corpus: Path, tmp_path: Path
+    launcher: tuple[str, ...], cli: Cli, corpus: Path, tmp_path: Path
 ) -> None:
     grid = 'model.placement = ["pre-norm"]\noptimizer.lr = [8e-3, 16e-3]'
     path = study_file(tmp_path, corpus, grid, "extend = true\nfloor = true\n")
     options = "--train.steps", "60", "--train.checkpoint-every", "10", "--train.dtype", "fp32"
+    options += "--train.compile", "off", *launcher
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli("study", path, "--dir", whole, "--jobs", "2", *options).returncode == 0
     for runs, whom in (

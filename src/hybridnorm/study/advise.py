@@ -13,7 +13,7 @@ from hybridnorm.errors import HybridNormError
 from hybridnorm.files import write_whole
 from hybridnorm.placements import placement
 from hybridnorm.recipe import Recipe, dump_recipe, load_recipe
-from hybridnorm.study.folder import recipe_file
+from hybridnorm.study.folder import recipe_file, run_dir
 from hybridnorm.study.jobs import run_all
 from hybridnorm.study.plan import PLACEMENT, RATE, SEED, Study, load_study, study_of
 from hybridnorm.study.rates import edge
@@ -193,7 +193,7 @@ def _pace(study: Study, jobs: int, console: Console) -> Pace:
         began = time.monotonic()
         crashes = run_all(trials, folder, jobs, console)
         wall = time.monotonic() - began
-        rows = [read_result(run, folder / "runs" / run.name).row() for run in trials]
+        rows = [read_result(run, run_dir(folder, run)).row() for run in trials]
     if crashes:
         raise HybridNormError(next(iter(crashes.values())))
     seconds = max(row["seconds"] for row in rows)

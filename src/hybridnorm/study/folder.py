@@ -26,9 +26,14 @@ def recipe_file(folder: Path, run: Run) -> Path:
     return folder / "recipes" / f"{run.name}.toml"
 
 
+def run_dir(folder: Path, run: Run) -> Path:
+    """Where a run writes what it comes to."""
+    return folder / "runs" / run.name
+
+
 def is_started(folder: Path, run: Run) -> bool:
     """Whether a run's directory is a run; one without a recipe is free."""
-    return (folder / "runs" / run.name / "recipe.toml").exists()
+    return (run_dir(folder, run) / "recipe.toml").exists()
 
 
 def recorded_recipe(folder: Path, runs: Iterable[Run]) -> Recipe | None:

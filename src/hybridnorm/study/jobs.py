@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from rich.table import Table
 
 from hybridnorm.data import cores
 from hybridnorm.errors import HybridNormError
-from hybridnorm.processes import STARTED_BY
-from hybridnorm.study.folder import is_started, recipe_file
+from hybridnorm.processes import STARTED_BY, is_held
+from hybridnorm.study.folder import is_started, recipe_file, run_dir
 from hybridnorm.study.plan import Run
 from hybridnorm.study.results import DONE, Result, read_result
 from hybridnorm.study.tables import number
@@ -73,22 +74,26 @@ def run_all(
     """Run all; why they stopped, by name, for those that did not come to their end.
 
     Each run has one GPU, where there are any: that with the fewest runs. What a `launcher` starts
-    has what that gives it.
+    has what that gives it; it may outlive a study that is killed, and is waited for by the next.
 
     Raises:
         HybridNormError: a log cannot be written; no run is left behind.
     """
     waiting, running, crashes = list(runs), list[_Job](), dict[str, str]()
     found = [] if launcher else gpus()
+    if held := sum(is_held(run_dir(folder, run)) for run in runs):
+        console.print(f"{held} runs go on in processes of an earlier call, which are waited for")
     with (
         Live(console=console, auto_refresh=False, transient=True) as live,
         _none_left(running, console),
     ):
         while waiting or running:
-            while waiting and len(running) < jobs:
+            free = (run for run in waiting if not is_held(run_dir(folder, run)))
+            for run in list(islice(free, jobs - len(running))):
+                waiting.remove(run)
                 taken = [job.gpu for job in running]
                 gpu = min(found, key=taken.count, default=None)
-                running.append(_start(waiting.pop(0), folder, jobs, gpu, launcher))
+                running.append(_start(run, folder, jobs, gpu, launcher))
             time.sleep(_POLL)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
@@ -119,10 +124,10 @@ def _none_left(running: list[_Job], console: Console) -> Iterator[None]:
 
 
 def _start(run: Run, folder: Path, jobs: int, gpu: str | None, launcher: Sequence[str]) -> _Job:
-    run_dir, log = folder / "runs" / run.name, folder / "logs" / f"{run.name}.log"
+    log = folder / "logs" / f"{run.name}.log"
     command = [*launcher, sys.executable, "-m", "hybridnorm"]
     command += ["train", str(recipe_file(folder, run))]
-    command += ["--run-dir", str(run_dir)]
+    command += ["--run-dir", str(run_dir(folder, run))]
     if is_started(folder, run):
         command.append("--resume")
     shared = {}
@@ -145,7 +150,7 @@ def _start(run: Run, folder: Path, jobs: int, gpu: str | None, launcher: Sequenc
         raise HybridNormError(
             f"{log}: cannot start the run: {error.strerror}; make room, or name another --dir"
         ) from None
-    return _Job(run, run_dir, log, process, gpu)
+    return _Job(run, run_dir(folder, run), log, process, gpu)
 
 
 def _outcome(result: Result) -> str:

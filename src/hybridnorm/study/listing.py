@@ -20,7 +20,7 @@ def list_studies() -> Table:
     """Every built-in study with its runs, tokens, parameters and the time it takes here, about."""
     table = Table(box=None)
     names = sorted(builtin("studies"))
-    for heading in ("study", "runs", "tokens per run", "parameters", "time here", "title"):
+    for heading in ("study", "runs", "tokens", "parameters", "time here", "title"):
         words = heading in ("study", "title")
         table.add_column(heading, justify="left" if words else "right", no_wrap=not words)
     table.columns[0].min_width = max(map(len, names))
@@ -33,14 +33,17 @@ def list_studies() -> Table:
         more = "+" if study.floor or study.extend else ""
         counts = (f"{len(study.runs)}{more}", _span(tokens), _span(parameters))
         table.add_row(name, *counts, f"{clock(seconds)}{more}", study.title)
-    table.caption = "time here: about, with a run per core; +: and what `floor` or `extend` adds"
+    table.caption = (
+        "tokens: of each run; time here: about, with a run per core; +: and what `floor` or "
+        "`extend` adds"
+    )
     table.caption_justify = "left"
     return table
 
 
 def _span(numbers: list[int]) -> str:
-    low, high = (f"{number / 1e6:.2f}M" for number in (min(numbers), max(numbers)))
-    return low if low == high else f"{low} to {high}"
+    low, high = (f"{number / 1e6:.2f}" for number in (min(numbers), max(numbers)))
+    return f"{low}M" if low == high else f"{low}–{high}M"
 
 
 def _tokens(recipe: Recipe) -> int:

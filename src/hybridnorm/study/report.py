@@ -14,7 +14,7 @@ from hybridnorm.placements.show import drawing_svg
 from hybridnorm.strict_toml import to_table
 from hybridnorm.study.currencies import currency_section
 from hybridnorm.study.figures import figure_svg, figures, save_figures
-from hybridnorm.study.folder import read_crashes, recorded_recipe
+from hybridnorm.study.folder import read_crashes, recorded_recipe, run_dir
 from hybridnorm.study.growth import Floor, completed, noise_floor
 from hybridnorm.study.parts import Part, parts
 from hybridnorm.study.plan import Study, load_study
@@ -171,7 +171,7 @@ def _hardware(study: Study, folder: Path) -> str:
     for run in study.runs:
         # Without it, or with a damaged one, the numbers are what they are.
         with contextlib.suppress(HybridNormError, KeyError):
-            found = read_json(folder / "runs" / run.name / "environment.json")
+            found = read_json(run_dir(folder, run) / "environment.json")
             return (
                 f"Hardware: {found['processor']}, {found['device']}, {found['threads']} threads "
                 f"per run. Versions: hybridnorm {found['hybridnorm']} "

@@ -8,6 +8,7 @@ from typing import Any
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.evaluate import read_questions
+from hybridnorm.study.folder import run_dir
 from hybridnorm.study.plan import FLOOR, SEED, Run, Study
 from hybridnorm.study.statistics import LEVEL, Comparison, compare, holm
 from hybridnorm.train.report import (
@@ -164,9 +165,7 @@ def read_results(
 ) -> list[Result]:
     """The results of all runs, whatever became of them."""
     why = crashes or {}
-    return [
-        read_result(run, folder / "runs" / run.name, why.get(run.name, "")) for run in study.runs
-    ]
+    return [read_result(run, run_dir(folder, run), why.get(run.name, "")) for run in study.runs]
 
 
 def read_result(run: Run, run_dir: Path, crash: str = "") -> Result:
