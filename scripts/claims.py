@@ -19,10 +19,11 @@ from typing import Any
 
 from hybridnorm.files import read_json, write_whole
 from hybridnorm.study.growth import completed
-from hybridnorm.study.parts import parts
-from hybridnorm.study.plan import load_study
-from hybridnorm.study.results import Arm, arms
-from hybridnorm.study.tables import interval
+from hybridnorm.study.parts import Part, parts
+from hybridnorm.study.plan import Study, load_study
+from hybridnorm.study.rates import Stable, stable
+from hybridnorm.study.results import Arm, Result, arms
+from hybridnorm.study.tables import arm_columns, interval
 
 _MADE = ("hybridnorm", "commit", "python", "torch", "processor", "device", "cores", "threads")
 HEAD = """# What the paper says, what we measured
@@ -31,9 +32,12 @@ Each line is a claim of the HybridNorm paper (arXiv 2503.04598) beside the same 
 model of a thousandth of the size on English Wikipedia summaries, or of a tenth where the study's
 name says 47M, each arm at its own best learning rate ([how, and what differs](../studies.md)).
 *Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
-Brackets: 95% interval over seeds. p is corrected for the number of arms that were run (Holm);
-*runs* are all of an arm's, at every rate. *Confirmed* and *contradicted* mean: at this size. Table
-11, what HybridNorm costs, was measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the
+Brackets: 95% interval over seeds. In rows of `learning-rate` they are the largest stable rate of
+the arm and that of the baseline: of ours, the largest one up to which every run got below the
+unigram plateau, the loss of knowing how frequent each token is; two are told apart where the grid's
+steps above them do not overlap. p is corrected for the number of arms that were run (Holm); *runs*
+are all of an arm's, at every rate. *Confirmed* and *contradicted* mean: at this size. Table 11,
+what HybridNorm costs, was measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the
 probes](diagnose.md).
 
     hybridnorm study STUDY --jobs 2
@@ -46,20 +50,30 @@ probes](diagnose.md).
 
 def rows(claim: dict[str, Any], folder: Path) -> Iterator[list[str]]:
     """A line for each arm of the claim."""
-    found = measured(folder, claim.get("part", "")) if (folder / "results.csv").exists() else {}
-    where = f" ({claim['part'].partition('.')[2]})" if "part" in claim else ""
+    part = claim.get("part", "")
+    run = (folder / "results.csv").exists()
+    one = next(one for one in parts(*read(folder)) if one.name == part) if run else None
+    found = {str(arm.value): arm for arm in arms(one.study, one.results)} if one else {}
+    where = f" ({part.partition('.')[2]})" if part else ""
     for name, said in claim["arms"].items():
-        arm = found.get(name)
-        paper, sign = in_nats(said, claim.get("baseline"))
-        ours = [interval(arm.comparison), p_value(arm), counts(arm)] if arm else ["–"] * 3
         title = f"`{claim['study']}`{where}: {name}, {claim['source']}"
-        yield [title, paper, *ours, verdict(arm, sign) if arm else "not run yet"]
+        if "rate" in claim:
+            paper, sign = f"{said:g} to {claim['rate']:g}", 1 if said > claim["rate"] else -1
+        else:
+            paper, sign = in_nats(said, claim.get("baseline"))
+        if one is None or (arm := found.get(name)) is None:
+            yield [title, paper, "–", "–", "–", "not run yet"]
+        elif "rate" in claim:
+            rate, base = stable(arm), stable(found[one.study.baseline])
+            reached = rate_verdict(rate, base, sign)
+            yield [title, paper, f"{rate} to {base}", "–", counts(arm), reached]
+        else:
+            ours = interval(arm.comparison, arm.p)
+            yield [title, paper, ours, p_value(arm), counts(arm), verdict(arm, sign)]
 
 
-def measured(folder: Path, part: str) -> dict[str, Arm]:
-    study, results = completed(load_study(folder / "study.toml"), folder)
-    [found] = [one for one in parts(study, results) if one.name == part]
-    return {str(arm.value): arm for arm in arms(found.study, found.results)}
+def read(folder: Path) -> tuple[Study, list[Result]]:
+    return completed(load_study(folder / "study.toml"), folder)
 
 
 def in_nats(said: float | str, baseline: float | None) -> tuple[str, int]:
@@ -80,6 +94,22 @@ def verdict(arm: Arm, sign: int) -> str:
     return "confirmed" if arm.comparison.mean * sign > 0 else "**contradicted**"
 
 
+def rate_verdict(rate: Stable, base: Stable, sign: int) -> str:
+    """Of the claim that the first rate is higher (1), or lower (-1).
+
+    Each lies between the last rate that was stable and the next one tried: only where these do not
+    overlap are the two told apart.
+    """
+    low, high = bounds(rate)
+    base_low, base_high = bounds(base)
+    found = 1 if low >= base_high else -1 if high <= base_low else 0
+    return {0: "not resolved", sign: "confirmed"}.get(found, "**contradicted**")
+
+
+def bounds(found: Stable) -> tuple[float, float]:
+    return found.rate or 0.0, found.unstable_at or math.inf
+
+
 def p_value(arm: Arm) -> str:
     return "–" if arm.p is None else f"{arm.p:.2g}"
 
@@ -96,7 +126,7 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
     shutil.copytree(folder / "figures", target)
     for name in ("results.csv", "study.toml"):
         shutil.copy(folder / name, target)
-    study, results = completed(load_study(folder / "study.toml"), folder)
+    study, results = read(folder)
     made = read_json(folder / "runs" / study.runs[0].name / "environment.json")
     made = {name: made[name] for name in _MADE}
     write_whole(target / "environment.json", json.dumps(made, indent=1) + "\n")
@@ -108,9 +138,22 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
         f"{device}. [Every run]({out.name}/{folder.name}/results.csv), "
         f"[made by]({out.name}/{folder.name}/environment.json).\n"
     )
-    for figure in ("final-loss", "learning-rate"):
+    for part in parts(study, results):
+        yield "\n" + markdown(part)
+    for figure in ("final-loss", "learning-rate", "scaling"):
         for path in sorted(target.glob(f"*{figure}.svg")):
             yield f"\n![{path.stem}]({out.name}/{folder.name}/{path.name})\n"
+
+
+def markdown(part: Part) -> str:
+    """The arms of a study, or of a part of it, as a table."""
+    columns = arm_columns(part.study, arms(part.study, part.results))
+    for heading in ("perplexity", "bits/byte", "tokens/s", "parameters"):
+        del columns[heading]
+    name = part.name.partition(".")[2]
+    headings = [name or part.study.compare, *list(columns)[1:]]
+    lines = [headings, ["---"] * len(headings), *zip(*columns.values(), strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:
