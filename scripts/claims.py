@@ -3,9 +3,7 @@
     hybridnorm study placements --jobs 2                    # and the others of docs/studies.md
     python scripts/claims.py studies docs/results/paper     # paper.md, and a folder for each study
 
-A study that has not been run is said to be so. Verdicts: a significant difference (p below 0.05
-after the study's correction) in the paper's direction confirms a claim, one in the other direction
-contradicts it; anything else leaves it unresolved.
+A study that has not been run is said to be so; the page says what a verdict is.
 """
 
 import argparse
@@ -14,10 +12,12 @@ import math
 import shutil
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hybridnorm.files import read_json, write_whole
+from hybridnorm.files import write_whole
+from hybridnorm.study.folder import environments
 from hybridnorm.study.growth import completed
 from hybridnorm.study.parts import Part, parts
 from hybridnorm.study.plan import Study, load_study
@@ -28,17 +28,23 @@ from hybridnorm.study.tables import arm_columns, interval
 _MADE = ("hybridnorm", "commit", "python", "torch", "processor", "device", "cores", "threads")
 HEAD = """# What the paper says, what we measured
 
-Each line is a claim of the HybridNorm paper (arXiv 2503.04598) beside the same comparison in a
-model of a thousandth of the size on English Wikipedia summaries, or of a tenth where the study's
-name says 47M, each arm at its own best learning rate ([how, and what differs](../studies.md)).
+Each line is a claim of the HybridNorm paper (arXiv 2503.04598), or of later work on it, beside the
+same comparison in a small model: a thousandth of the paper's size and English Wikipedia summaries,
+or a tenth and Debian's manuals where the study's name says 47M. Each arm is at its own best
+learning rate, and has the initialization it was published with, where the study does not set one
+([how, and what differs](../studies.md)).
+
 *Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
-Brackets: 95% interval over seeds. In rows of `learning-rate` they are the largest stable rate of
-the arm and that of the baseline: of ours, the largest one up to which every run got below the
-unigram plateau, the loss of knowing how frequent each token is; two are told apart where the grid's
-steps above them do not overlap. p is corrected for the number of arms that were run (Holm); *runs*
-are all of an arm's, at every rate. *Confirmed* and *contradicted* mean: at this size. Table 11,
-what HybridNorm costs, was measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the
-probes](diagnose.md).
+Brackets: 95% interval over seeds; `*`: p < 0.05, corrected for the number of arms that were run
+(Holm). In rows of `learning-rate` they are the largest stable rate of the arm and that of the
+baseline: of ours, the largest one up to which every run got below the unigram plateau, the loss of
+knowing how frequent each token is. *Runs* are all of an arm's, at every rate.
+
+A verdict is about the direction, at this size: significant in the paper's is *confirmed*, in the
+other one *contradicted*, however far the sizes of the differences are apart; anything else is *not
+resolved*. Two largest stable rates are told apart where the steps of the grid above them do not
+overlap. *Diverges* is confirmed where no rate was stable. Table 11, what HybridNorm costs, was
+measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the probes](diagnose.md).
 
     hybridnorm study STUDY --jobs 2
     python scripts/claims.py studies docs/results/paper
@@ -51,9 +57,7 @@ probes](diagnose.md).
 def rows(claim: dict[str, Any], folder: Path) -> Iterator[list[str]]:
     """A line for each arm of the claim."""
     part = claim.get("part", "")
-    run = (folder / "results.csv").exists()
-    one = next(one for one in parts(*read(folder)) if one.name == part) if run else None
-    found = {str(arm.value): arm for arm in arms(one.study, one.results)} if one else {}
+    found, baseline = measured(folder, part) if (folder / "results.csv").exists() else ({}, "")
     where = f" ({part.partition('.')[2]})" if part else ""
     for name, said in claim["arms"].items():
         title = f"`{claim['study']}`{where}: {name}, {claim['source']}"
@@ -61,15 +65,27 @@ def rows(claim: dict[str, Any], folder: Path) -> Iterator[list[str]]:
             paper, sign = f"{said:g} to {claim['rate']:g}", 1 if said > claim["rate"] else -1
         else:
             paper, sign = in_nats(said, claim.get("baseline"))
-        if one is None or (arm := found.get(name)) is None:
+        if (arm := found.get(name)) is None:
             yield [title, paper, "–", "–", "–", "not run yet"]
         elif "rate" in claim:
-            rate, base = stable(arm), stable(found[one.study.baseline])
+            rate, base = stable(arm), stable(found[baseline])
             reached = rate_verdict(rate, base, sign)
             yield [title, paper, f"{rate} to {base}", "–", counts(arm), reached]
         else:
             ours = interval(arm.comparison, arm.p)
             yield [title, paper, ours, p_value(arm), counts(arm), verdict(arm, sign)]
+
+
+def measured(folder: Path, part: str) -> tuple[dict[str, Arm], str]:
+    """The arms of a part of the study by name, and which of them is the baseline.
+
+    Without a part, what arms are otherwise compared within is one more setting of theirs.
+    """
+    study, results = read(folder)
+    if part:
+        [(study, results)] = [(p.study, p.results) for p in parts(study, results) if p.name == part]
+    found = arms(replace(study, within=()), results)
+    return {str(arm.value): arm for arm in found}, str(study.baseline)
 
 
 def read(folder: Path) -> tuple[Study, list[Result]]:
@@ -86,9 +102,8 @@ def in_nats(said: float | str, baseline: float | None) -> tuple[str, int]:
 
 
 def verdict(arm: Arm, sign: int) -> str:
-    if not sign:  # the arm is judged at a rate at which all runs finish, where there is one
-        diverged = any(result.status == "diverged" for result in arm.best)
-        return "confirmed" if diverged else "**contradicted**"
+    if not sign:
+        return "confirmed" if stable(arm).rate is None else "**contradicted**"
     if arm.comparison is None or not arm.significant:
         return "not resolved"
     return "confirmed" if arm.comparison.mean * sign > 0 else "**contradicted**"
@@ -115,8 +130,12 @@ def p_value(arm: Arm) -> str:
 
 
 def counts(arm: Arm) -> str:
-    lost = len(arm.results) - arm.count("finished")
-    return f"{len(arm.results)}" + (f", {lost} lost" if lost else "")
+    lost, at_plateau = (
+        len(arm.results) - arm.count("finished"),
+        sum(r.at_plateau for r in arm.results),
+    )
+    counts = {"lost": lost, "at the plateau": at_plateau}
+    return ", ".join([str(len(arm.results)), *(f"{n} {what}" for what, n in counts.items() if n)])
 
 
 def keep(folder: Path, out: Path) -> Iterator[str]:
@@ -127,15 +146,15 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
     for name in ("results.csv", "study.toml"):
         shutil.copy(folder / name, target)
     study, results = read(folder)
-    made = read_json(folder / "runs" / study.runs[0].name / "environment.json")
-    made = {name: made[name] for name in _MADE}
+    made = {name: environments(folder, study.runs)[name] for name in _MADE}
     write_whole(target / "environment.json", json.dumps(made, indent=1) + "\n")
-    device = made["processor"] if made["device"] == "cpu" else made["device"]
+    device = ", ".join(made["processor" if made["device"] == ["cpu"] else "device"])
+    torch = ", ".join(made["torch"])
     recipe = study.runs[0].recipe.train
     yield f"\n## {study.title}\n\n    {(folder / 'command.txt').read_text().strip()}\n\n"
     yield (
-        f"{study.note}\n\n{len(results)} runs of {recipe.steps:,} steps, torch {made['torch']}, "
-        f"{device}. [Every run]({out.name}/{folder.name}/results.csv), "
+        f"{study.note}\n\n{len(results)} runs of {recipe.steps:,} steps, torch {torch}, {device}. "
+        f"[Every run]({out.name}/{folder.name}/results.csv), "
         f"[made by]({out.name}/{folder.name}/environment.json).\n"
     )
     for part in parts(study, results):

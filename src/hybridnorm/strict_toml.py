@@ -109,6 +109,16 @@ def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
 
 
+def dotted(config: Any) -> dict[str, Any]:
+    """The values of `to_table` by dotted field."""
+    values: dict[str, Any] = {}
+    for name, value in to_table(config).items():
+        inner = getattr(config, name)
+        within = dotted(inner) if is_dataclass(inner) else None
+        values |= {name: value} if within is None else {f"{name}.{n}": v for n, v in within.items()}
+    return values
+
+
 def to_table(config: Any) -> dict[str, Any]:
     """The full TOML table of a dataclass; fields that are None are left out."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}

@@ -67,7 +67,7 @@ def test_what_is_recommended_is_a_recipe_with_its_confidence(tmp_path: Path) -> 
     losses |= {("pre-norm", 2e-3): [2.5, 2.6, 2.7], ("post-norm", 2e-3): [2.41, 2.5, 2.61]}
     said = advised(study, tmp_path, losses)
     assert "Train with post-norm at learning rate 0.002" in said
-    assert "each other arm is behind" in said
+    assert "each of these is behind" in said
     assert "Runs had 300 of 600 steps" in said and "lie beyond" not in said
     recipe = load_recipe(tmp_path / "advised.toml")
     assert (recipe.model.placement, recipe.optimizer.lr) == ("post-norm", 2e-3)

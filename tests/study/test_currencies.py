@@ -9,7 +9,13 @@ import pytest
 from scipy import stats
 
 from hybridnorm.study import load_study
-from hybridnorm.study.currencies import CURRENCIES, cost_to_reach, currency_section, price
+from hybridnorm.study.currencies import (
+    CURRENCIES,
+    cost_to_reach,
+    currency_chart,
+    currency_section,
+    price,
+)
 from hybridnorm.study.parts import parts
 from hybridnorm.study.plan import Study
 from hybridnorm.study.results import arms, read_results
@@ -31,8 +37,9 @@ def study_of(folder: Path, costs: dict[str, float], lost: str = "") -> Study:
         writer.write(event="started", step=0, parameters=1000)
         for step in range(1, 11):
             tokens = BUDGET * step / 10
-            speed = {"tokens_per_second": 2.0 / cost, "flops_per_second": 14.0 / cost}
-            writer.write(step=step, tokens=tokens, loss=1.0, seconds=tokens * cost, **speed)
+            stalls = 100 if step == 3 else 1
+            speed = {"tokens_per_second": 1 / cost / stalls, "flops_per_second": 7 / cost / stalls}
+            writer.write(step=step, tokens=tokens, loss=1.0, **speed)
             if run.name != lost:
                 writer.write(step=step, tokens=tokens, val_loss=9 - math.log(tokens / cost))
         status = "diverged" if run.name == lost else "finished"
@@ -52,6 +59,10 @@ def test_ratios_are_those_of_the_curves(tmp_path: Path) -> None:
     assert bound is not None and bound.interval is None
     assert (bound.ratio, bound.missed) == (pytest.approx(1.0), 3)
     assert str(bound) == "> 1.00 (not reached by 3 of 3)"
+    rows = currency_chart(study, [baseline, dear]).rows
+    ends = {(row["currency"], row["model.placement"]): row["mean"] for row in rows}
+    for currency in CURRENCIES:  # of seeds that pay differently, too
+        assert ends[currency, "pre-norm"] == pytest.approx(baseline.val_loss)
     back = price(baseline, dear, "tokens")
     assert back is not None and back.ratio == pytest.approx(0.8, rel=1e-6)
 
@@ -62,7 +73,7 @@ def test_the_interval_is_scipys(tmp_path: Path) -> None:
     # A ratio of seconds: half the tokens at half the price of the same seed.
     for index, result in enumerate(cheap.best):
         for row in result.metrics.train:
-            row["seconds"] *= 1 + index / 10
+            row["tokens_per_second"] /= 1 + index / 10
     found = price(cheap, baseline, "seconds")
     low, high = stats.ttest_1samp(np.log([0.25, 0.275, 0.3]), 0).confidence_interval()
     assert found is not None

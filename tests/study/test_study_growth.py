@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_a_rate_at_which_nothing_is_learned_is_not_stable(tmp_path: Path) -> Non
         fake_run(tmp_path, run.name, [8.0, 7.01 if stuck else 5.0], unigram=7.0)
     pre, post = arms(*completed(study, tmp_path))
     assert (str(stable(pre)), str(stable(post))) == ("≥ 0.004", "0.002")
-    assert runs_text(post) == "6 finished, 3 not below the unigram plateau"
+    assert runs_text(post) == "6 finished, 3 at the plateau"
     assert "learned more" not in verdict(study, [pre, post])
     slow = study_of(tmp_path, RATES.replace("extend = true", "").replace("2e-3", "2e-4"))
     for run in slow.runs:
@@ -174,9 +175,27 @@ def test_the_noise_floor_is_what_equal_things_differ_by(tmp_path: Path) -> None:
     assert '<span class="below">+0.00' in page and "and below the noise floor" in page
 
 
-def test_a_floor_that_lost_a_run_is_not_known(tmp_path: Path) -> None:
+def test_equal_things_are_told_apart_where_every_arm_learns(tmp_path: Path) -> None:
+    text = FLOORED + "optimizer.lr = [1e-3, 2e-3, 4e-3]"
+    study = study_of(tmp_path, text.replace("[grid]", "extend = true\n[grid]"))
+    best = {"pre-norm": 2e-3, "post-norm": 2e-3}
+    study, _ = run_to_the_end(
+        study, tmp_path, lambda run: valley(best.get(run.recipe.model.placement, 6e-4), 1.0)(run)
+    )
+    added = {run.name: run.recipe.optimizer.lr for run in study.runs if run.part == "floor"}
+    assert set(added.values()) == {5e-4, 2e-3}
+    assert all(rate == (2e-3 if "pre-norm" in name else 5e-4) for name, rate in added.items())
+
+
+@pytest.mark.parametrize("how", ["lost", "at the plateau"])
+def test_a_floor_that_lost_a_run_is_not_known(how: str, tmp_path: Path) -> None:
     study, results = noisy(tmp_path)
-    (tmp_path / "runs" / "floor-pre-norm-seed4" / "metrics.jsonl").write_bytes(b"\0\n")
+    run_dir = tmp_path / "runs" / "floor-pre-norm-seed4"
+    if how == "lost":
+        (run_dir / "metrics.jsonl").write_bytes(b"\0\n")
+    else:
+        shutil.rmtree(run_dir)
+        fake_run(tmp_path, run_dir.name, [5.0, 3.1], unigram=3.0)
     study, results = completed(study, tmp_path)
     assert noise_floor(study, results) is None
     assert "The noise floor is not known" in write_results(study, tmp_path, results).read_text()
@@ -207,7 +226,7 @@ seed = [0, 1, 2]
         assert first == pytest.approx(0.021 * (4 if correct == "holm" else 1), rel=0.1)
 
 
-def test_a_correction_is_declared_before_the_runs(tmp_path: Path) -> None:
+def test_comparisons_are_declared_before_the_runs(tmp_path: Path) -> None:
     study = study_of(tmp_path, FLOORED)
     claim(study, tmp_path / "out", "typed")
     other = study_of(tmp_path, FLOORED.replace("holm", "none"))
@@ -215,22 +234,35 @@ def test_a_correction_is_declared_before_the_runs(tmp_path: Path) -> None:
     fake_run(tmp_path / "out", study.runs[0].name, [5.0])
     with pytest.raises(HybridNormError, match=r"correct was 'none' when the runs started"):
         claim(study, tmp_path / "out", "typed")
+    text = FLOORED.replace("holm", "none")
+    claim(
+        study_of(tmp_path, text.replace('"hybridnorm"', '"hybridnorm", "keel"')),
+        tmp_path / "out",
+        "",
+    )
+    for named, changed in (
+        ("baseline was 'pre-norm'", 'baseline = "post-norm"\n' + text),
+        ("keel was compared", text),
+    ):
+        with pytest.raises(HybridNormError, match=named):
+            claim(study_of(tmp_path, changed), tmp_path / "out", "typed")
 
 
 def test_two_levels_of_uncertainty(tmp_path: Path) -> None:
     study = study_of(tmp_path, '[grid]\nmodel.placement = ["pre-norm", "keel"]\nseed = [0, 1, 2]')
     random = np.random.default_rng(0)
-    text = random.normal(3.0, 0.5, size=200)  # some windows are harder, for every model
+    text = random.normal(3.0, 0.5, size=196)  # some windows are harder, for every model
     kept = {}
     for run in study.runs:
         better = 0.02 * (run.recipe.model.placement == "keel")
-        losses = text - better + random.normal(0, 0.05, size=200)
+        losses = text - better + random.normal(0, 0.05, size=196)
         kept[run.name] = losses
         fake_run(tmp_path, run.name, [5.0, float(losses.mean())], windows=losses.tolist())
     _, keel = arms(study, completed(study, tmp_path)[1])
-    assert keel.over_windows and keel.over_windows.paired and keel.over_windows.n == 200
+    assert keel.over_windows and keel.over_windows.paired and keel.over_windows.n == 14
     each = sum(kept[f"keel-seed{s}"] - kept[f"pre-norm-seed{s}"] for s in range(3)) / 3
-    half = 1.97196 * each.std(ddof=1) / math.sqrt(200)
+    stretches = each.reshape(14, 14).mean(axis=1)
+    half = 2.16037 * stretches.std(ddof=1) / math.sqrt(14)
     low, high = keel.over_windows.paired.interval
     assert (low, high) == pytest.approx((each.mean() - half, each.mean() + half), rel=1e-4)
 

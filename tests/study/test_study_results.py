@@ -138,3 +138,16 @@ def test_what_a_user_names_is_no_markup_and_no_formula(tmp_path: Path) -> None:
     save_figures(drawn, tmp_path / "figures")
     legend = drawn["training-loss"].figure.axes[0].get_legend()
     assert legend and [text.get_text().strip() for text in legend.get_texts()] == names
+
+
+def test_a_report_says_what_differs_besides_the_grid(tmp_path: Path) -> None:
+    grid = 'model.preset = ["small", "small-deep"]\ntrain.steps = [100, 200]'
+    study = pair(tmp_path, f'compare = "model.preset"\nrecipe = "small"\n[grid]\n{grid}')
+    page = write_results(study, tmp_path, read_results(study, tmp_path)).read_text()
+    steps = study.runs[0].recipe.train.tokens_per_step
+    assert f"{100 * steps:,} to {200 * steps:,} tokens" in page
+    width, depth = (
+        [getattr(run.recipe.model, n) for run in study.runs] for n in ("d_model", "n_layers")
+    )
+    for name, values in (("d_model", width), ("n_layers", depth)):
+        assert f"<td>model.{name}</td><td>{values[0]}, {values[-1]}</td>" in page

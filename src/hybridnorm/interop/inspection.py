@@ -53,8 +53,8 @@ def _run(run_dir: Path) -> Iterator[tuple[str, str]]:
     status = metrics.status if metrics else "not started"
     yield "run", f"{run_dir}, {status}, step {step:,} of {recipe.train.steps:,}"
     yield from _model(recipe.model, placement(run_dir / "placement.toml"))
-    per_step = recipe.train.batch_size * recipe.train.seq_len
-    yield "tokens", f"{step * per_step:,} seen, {recipe.train.steps * per_step:,} planned"
+    seen, planned = step * recipe.train.tokens_per_step, recipe.train.planned_tokens
+    yield "tokens", f"{seen:,} seen, {planned:,} planned"
     if metrics and metrics.train:
         yield "training loss", f"{metrics.train[-1]['loss']:.4f} at step {step:,}"
     if metrics and metrics.evaluations:

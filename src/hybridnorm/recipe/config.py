@@ -77,6 +77,16 @@ class TrainConfig(Ranged):
     hooks: tuple[str, ...] = ()
     """Import paths of classes that watch the run, such as mypkg.MyHook (train/hooks.py)."""
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Of a recipe `in_steps`."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def planned_tokens(self) -> int:
+        """Of the whole run of a recipe `in_steps`."""
+        return self.steps * self.tokens_per_step
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_tokens is None and self.batch_size % (self.micro_batch_size or 1):
@@ -265,10 +275,9 @@ class Recipe(Ranged):
                 )
             size = train.batch_tokens // train.seq_len
             train = replace(train, batch_size=size, batch_tokens=None)
-        per_step = train.batch_size * train.seq_len
 
         def steps(tokens: int | None, otherwise: int) -> int:
-            return otherwise if tokens is None else -(-tokens // per_step)
+            return otherwise if tokens is None else -(-tokens // train.tokens_per_step)
 
         train = replace(train, steps=steps(train.tokens, train.steps), tokens=None)
         schedule = replace(

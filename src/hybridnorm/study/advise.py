@@ -207,18 +207,18 @@ def _confidence(best: Arm, others: Sequence[Arm]) -> Iterator[str]:
     """How far each other arm is behind, over the seeds that both have."""
     found = [(arm, c) for arm in others if (c := beside(best, arm).comparison)]
     p_values = holm([c.paired.p if c.paired else 1.0 for _, c in found])
-    told_apart = all(p < 1 - LEVEL for p in p_values)
     for (arm, c), p in zip(found, p_values, strict=True):
         line = f"{best.value} beside {arm.value}: {interval(c, p)} nats per token, {c.n} seeds"
         if p >= 1 - LEVEL and c.deviation:
             needed = pairs_to_resolve(c.mean, c.deviation)
             line += f"; not told apart, which would take about {needed} seeds" if needed else ""
         yield line
-    yield (
-        "Confidence: each other arm is behind by more than seeds explain."
-        if told_apart
-        else "Confidence: low between those not told apart; take the one that you know better."
-    )
+    if not found:
+        yield "Confidence: none, as no other arm finished its runs."
+    elif all(p < 1 - LEVEL for p in p_values):
+        yield "Confidence: each of these is behind by more than seeds explain."
+    else:
+        yield "Confidence: low between those not told apart; take the one that you know better."
 
 
 def _doubts(study: Study, recipe: Recipe, found: Sequence[Arm], best: Arm) -> Iterator[str]:

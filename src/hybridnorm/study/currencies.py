@@ -43,30 +43,19 @@ _READING = (
     "reached it at their end. In the middle of a run the learning rate is still high, so that a "
     "run planned to be shorter gets there sooner: a cheaper arm saves more than these ratios say. "
     "FLOPs are of matrix products (norms are left out); arms of one shape have those of their "
-    "tokens. Seconds are those of runs that may have shared the machine with others, which is "
-    "unfair to some: benchmarks/overhead.py measures the steps of all arms in turns."
+    "tokens. Seconds are those of all steps at the run's median speed; runs may have shared the "
+    "machine with others, which is unfair to some: benchmarks/overhead.py measures the steps of "
+    "all arms in turns."
 )
 _CAPTION = "Held-out loss against what it cost. Line: mean over seeds; band: lowest to highest run."
 
 
-def _tokens(row: Row) -> float:
-    return float(row["tokens"])
-
-
-def _flops(row: Row) -> float:
-    """FLOPs per token are those of model/flops.py, which the run has recorded as a speed."""
-    return float(row["tokens"] * row["flops_per_second"] / row["tokens_per_second"])
-
-
-def _seconds(row: Row) -> float:
-    return float(row["seconds"])
-
-
-CURRENCIES: Mapping[str, Callable[[Row], float]] = {
-    "tokens": _tokens,
-    "FLOPs": _flops,
-    "seconds": _seconds,
+CURRENCIES: Mapping[str, Callable[[Result], float | None]] = {
+    "tokens": lambda result: 1.0,
+    "FLOPs": lambda result: result.flops_per_token,
+    "seconds": lambda result: 1 / result.speed if result.speed else None,
 }
+"""What a token costs a run; None where that is not recorded."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +81,10 @@ class Price:
 
 def curve(result: Result, currency: str, measure: str = "val_loss") -> tuple[Series, Series]:
     """Cost and held-out loss of each evaluation of a run; empty where the cost is not recorded."""
-    paid, spent = [], []
-    for row in result.metrics.train:
-        try:
-            spent.append(CURRENCIES[currency](row))
-            paid.append(row["tokens"])
-        except (KeyError, TypeError, ZeroDivisionError):  # a damaged row, or an old run's
-            continue
     rows = [row for row in result.metrics.evaluations if row.get("tokens") and row.get("val_loss")]
-    if not paid:
-        return np.empty(0), np.empty(0)
-    cost = np.interp([row["tokens"] for row in rows], paid, spent)
+    if (of_a_token := CURRENCIES[currency](result)) is None:
+        rows, of_a_token = [], 0.0
+    cost = of_a_token * np.array([row["tokens"] for row in rows], dtype=float)
     return cost, np.array([row.get(measure, row["val_loss"]) for row in rows], dtype=float)
 
 

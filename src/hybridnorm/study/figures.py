@@ -100,9 +100,10 @@ def draw_curves(
         runs = [(x, y) for x, y in runs if len(x)]
         if not runs:
             continue
-        shared = min((x for x, _ in runs), key=len)
-        values = np.stack([np.interp(shared, x, y) for x, y in runs])
-        rows += _band(axes, study, arm, index, heading, shared, list(values.T), marker)
+        n = min(len(x) for x, _ in runs)
+        x, losses = (np.stack([both[i][:n] for both in runs]) for i in (0, 1))
+        # Side by side in the order of the run, whatever each of them has paid for it.
+        rows += _band(axes, study, arm, index, heading, x.mean(axis=0), list(losses.T), marker)
     return rows
 
 

@@ -8,10 +8,12 @@ command.txt          what was typed
 crashes.json         why runs did not come to their end, in the newest call
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
@@ -42,6 +44,20 @@ def recorded_recipe(folder: Path, runs: Iterable[Run]) -> Recipe | None:
     return next((load_recipe(path) for path in paths if path.exists()), None)
 
 
+def environments(folder: Path, runs: Iterable[Run]) -> dict[str, list[Any]]:
+    """What the runs were made by: every value that a field of environment.json has in one of them.
+
+    A run without it, or with a damaged one, is left out: its numbers are what they are.
+    """
+    found: dict[str, list[Any]] = {}
+    for run in runs:
+        with contextlib.suppress(HybridNormError):
+            for name, value in read_json(run_dir(folder, run) / "environment.json").items():
+                if value not in found.setdefault(name, []):
+                    found[name].append(value)
+    return found
+
+
 def write_crashes(folder: Path, crashes: Mapping[str, str]) -> None:
     """Keep why runs crashed, by name."""
     write_whole(folder / "crashes.json", json.dumps(crashes, indent=1) + "\n")
@@ -61,8 +77,8 @@ def claim(study: Study, folder: Path, command: str) -> None:
     """Write all of it, the recipes first; an unfinished start is a new one.
 
     Raises:
-        HybridNormError: a run that has started has another recipe or placement, or p values were
-            to be corrected otherwise then, or the folder cannot be written.
+        HybridNormError: a run that has started has another recipe or placement, or other arms were
+            to be compared or otherwise, or the folder cannot be written.
     """
     files: dict[Path, str] = {}
     _check_declared(study, folder)
@@ -81,14 +97,22 @@ def claim(study: Study, folder: Path, command: str) -> None:
 
 
 def _check_declared(study: Study, folder: Path) -> None:
-    """Raise `HybridNormError` if the correction of p values is another one than before the runs."""
+    """Raise `HybridNormError` if other comparisons, or fewer, are made than before the runs."""
     path = folder / "study.toml"
     if not path.exists() or not any(is_started(folder, run) for run in study.runs):
         return
-    if (before := read_toml(str(path)).get("correct", "none")) != study.correct:
+    before, now = read_toml(str(path)), study.to_table()
+    for name in ("compare", "baseline", "correct", "within"):
+        if (was := before.get(name, now[name])) != now[name]:
+            raise HybridNormError(
+                f"{path}: {name} was {was!r} when the runs started; what is compared, and how, is "
+                "declared before them; name another --dir"
+            )
+    arms = now["grid"][study.compare]
+    if gone := [arm for arm in before["grid"].get(study.compare, []) if arm not in arms]:
         raise HybridNormError(
-            f"{path}: correct was {before!r} when the runs started, and a correction is declared "
-            "before them; name another --dir"
+            f"{path}: {gone[0]} was compared when the runs started, and p values count it; keep "
+            "it, or name another --dir"
         )
 
 

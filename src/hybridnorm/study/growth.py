@@ -56,11 +56,12 @@ def completed(
 
 
 def noise_floor(study: Study, results: Sequence[Result]) -> Floor | None:
-    """What runs of equal things differ by; None where there are none, or one did not finish."""
-    measure = _baseline(study, results).measure
-    losses = {result.run.name: result.held_out(measure) for result in results}
+    """What runs of equal things differ by; None where there are none, or one learned nothing."""
+    found = arms(study, results)
+    learned = {result.run.name: result for result in results if not result.at_plateau}
+    losses = {name: result.held_out(found[0].measure) for name, result in learned.items()}
     differences: list[list[float]] = []
-    for pairs in _null_tests(study, results):
+    for pairs in _null_tests(study, found):
         known = [(losses.get(one.name), losses.get(other.name)) for one, other in pairs]
         differences.append([a - b for a, b in known if a is not None and b is not None])
         if len(differences[-1]) < len(pairs):
@@ -92,29 +93,31 @@ def _extensions(study: Study, results: Sequence[Result]) -> Iterator[Run]:
 def _equals(study: Study, results: Sequence[Result]) -> Iterator[Run]:
     """The runs of the null tests that the study does not have yet."""
     names = {run.name for run in study.runs}
-    for run in chain.from_iterable(chain.from_iterable(_null_tests(study, results))):
+    for run in chain.from_iterable(chain.from_iterable(_null_tests(study, arms(study, results)))):
         if run.name not in names:
             yield run
 
 
-def _null_tests(study: Study, results: Sequence[Result]) -> tuple[Pairs, Pairs] | tuple[()]:
-    """Pairs of runs that differ by chance alone, as in `Floor`, at the baseline's best settings."""
-    baseline = _baseline(study, results)
-    if not study.floor or not _is_done(baseline):
+def _null_tests(study: Study, found: Sequence[Arm]) -> tuple[Pairs, Pairs] | tuple[()]:
+    """Pairs of runs that differ by chance alone, as in `Floor`, at the baseline's best settings.
+
+    The two that are one function class stand lower rates than most: theirs is the lowest best one.
+    """
+    if not study.floor or not all(map(_is_done, found)):
         return ()
+    baseline = found[study.arms.index(study.baseline)]
+    rate = {RATE: min(arm.settings[RATE] for arm in found)} if RATE in baseline.settings else {}
 
     def known(run: Run) -> Run:
         return next((other for other in study.runs if other.same_as(run)), run)
 
     runs = sorted((result.run for result in baseline.best), key=lambda run: run.recipe.seed)
     unused = 1 + max(run.recipe.seed for run in study.runs if run.part != FLOOR)
-    one, other = ([known(r.changed(FLOOR, {PLACEMENT: name})) for r in runs] for name in EQUALS)
+    one, other = (
+        [known(r.changed(FLOOR, {PLACEMENT: name, **rate})) for r in runs] for name in EQUALS
+    )
     fresh = [known(r.changed(FLOOR, {SEED: unused + i})) for i, r in enumerate(runs)]
     return list(zip(one, other, strict=True)), list(zip(fresh, runs, strict=True))
-
-
-def _baseline(study: Study, results: Sequence[Result]) -> Arm:
-    return arms(study, results)[study.arms.index(study.baseline)]
 
 
 def _is_done(arm: Arm) -> bool:

@@ -27,7 +27,7 @@ def list_studies() -> Table:
     speed = _product_speed()
     for name in names:
         study = load_study(name)
-        tokens = [_tokens(run.recipe) for run in study.runs]
+        tokens = [run.recipe.train.planned_tokens for run in study.runs]
         parameters = [_parameters(run) for run in study.runs]
         seconds = sum(_seconds(run.recipe, speed) for run in study.runs)
         more = "+" if study.floor or study.extend else ""
@@ -46,10 +46,6 @@ def _span(numbers: list[int]) -> str:
     return f"{low}M" if low == high else f"{low}–{high}M"
 
 
-def _tokens(recipe: Recipe) -> int:
-    return recipe.train.steps * recipe.train.batch_size * recipe.train.seq_len
-
-
 def _with_vocabulary(recipe: Recipe) -> Recipe:
     """The recipe as it will be once its tokenizer is trained."""
     size = recipe.model.vocab_size or recipe.data.tokenizer_vocab_size
@@ -62,7 +58,7 @@ def _parameters(run: Run) -> int:
 
 def _seconds(recipe: Recipe, speed: float) -> float:
     per_token = flops_per_token(_with_vocabulary(recipe).model, recipe.train.seq_len)
-    return _START + _tokens(recipe) * per_token / (_SHARE * speed)
+    return _START + recipe.train.planned_tokens * per_token / (_SHARE * speed)
 
 
 def _product_speed() -> float:

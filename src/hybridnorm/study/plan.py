@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,8 @@ _LONGEST = 200  # bytes of a run's name: file systems take 255, of longer names 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
+    """What a study's file declares, besides its grid."""
+
     recipe: str = "demo"
     title: str = ""
     note: str = ""
@@ -78,39 +80,24 @@ class Run:
         return Run(f"{FLOOR}-{name}" if part == FLOOR else name, values, recipe, found, part)
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, kw_only=True)
+class Study(_File):
     """The runs of a study and how they are compared. Arrays are tuples."""
 
     name: str
-    title: str
-    note: str
-    recipe: str
-    compare: str
     baseline: Any
     common: Mapping[str, Any]
     grid: Mapping[str, list[Any]]
     runs: list[Run] = field(default_factory=list)
-    correct: Literal["none", "holm"] = "none"
-    extend: bool = False
-    floor: bool = False
-    within: tuple[str, ...] = ()
 
     def to_table(self) -> dict[str, Any]:
         """The study as a file of its own, overrides included."""
-        grid = {name: [_written(value) for value in values] for name, values in self.grid.items()}
         return {
-            "title": self.title,
-            "note": self.note,
-            "recipe": self.recipe,
-            "compare": self.compare,
-            "baseline": _written(self.baseline),
-            "correct": self.correct,
-            "extend": self.extend,
-            "floor": self.floor,
+            **{one.name: getattr(self, one.name) for one in fields(_File)},
             "within": list(self.within),
+            "baseline": _written(self.baseline),
             "set": {name: _written(value) for name, value in self.common.items()},
-            "grid": grid,
+            "grid": {name: [_written(v) for v in values] for name, values in self.grid.items()},
         }
 
     def with_choices_of(self, recorded: Recipe) -> "Study":
@@ -189,21 +176,8 @@ def _study(path: Path, table: Mapping[str, Any], overrides: Mapping[str, object]
             f"extend: needs two or more values of {RATE} in the grid of a study that compares "
             "something else"
         )
-    return Study(
-        name,
-        file.title or name,
-        file.note,
-        recipe,
-        file.compare,
-        baseline,
-        common,
-        grid,
-        runs,
-        file.correct,
-        file.extend,
-        file.floor,
-        file.within,
-    )
+    file = replace(file, title=file.title or name, recipe=recipe)
+    return Study(**vars(file), name=name, baseline=baseline, common=common, grid=grid, runs=runs)
 
 
 def _runs(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.files import read_json, read_text, write_whole
+from hybridnorm.files import read_text, write_whole
 from hybridnorm.html_page import Markup, html_figure, html_page, html_table, link, styled
 from hybridnorm.placements.show import drawing_svg
-from hybridnorm.strict_toml import to_table
+from hybridnorm.strict_toml import dotted
 from hybridnorm.study.currencies import currency_section
 from hybridnorm.study.figures import figure_svg, figures, save_figures
-from hybridnorm.study.folder import read_crashes, recorded_recipe, run_dir
+from hybridnorm.study.folder import environments, read_crashes, recorded_recipe
 from hybridnorm.study.growth import Floor, completed, noise_floor
 from hybridnorm.study.parts import Part, parts
 from hybridnorm.study.plan import Study, load_study
@@ -26,7 +26,7 @@ from hybridnorm.study.verdict import EVIDENCE, floor_text, is_below, reading, ve
 
 _CAPTIONS = {
     "training-loss": "Training loss. Line: mean over seeds; band: lowest to highest run.",
-    "held-out-loss": "Loss on held-out text.",
+    "held-out-loss": "Loss on all of the held-out text.",
     "gradient-norm": "Global gradient norm over the run (log scale).",
     "final-loss": "Where the runs ended. Runs of one seed share the order of the data.",
     "learning-rate": "Final held-out loss at each learning rate. Line: mean over seeds; band: "
@@ -133,27 +133,30 @@ def _tasks(study: Study, found: Sequence[Arm]) -> list[str]:
 
 
 def _conditions(study: Study, folder: Path) -> list[str]:
-    recipe = study.runs[0].recipe
-    tokens = recipe.train.steps * recipe.train.batch_size * recipe.train.seq_len
-    varied = "; ".join(f"{name}: {', '.join(map(str, v))}" for name, v in study.grid.items())
+    recipes = [run.recipe for run in study.runs]
+    tables = [dotted(recipe) for recipe in recipes]
+
+    def every(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(table.get(name, "None")) for table in tables))
+
+    varied = "; ".join(f"{name}: {every(name)}" for name in study.grid)
+    corpora = dict.fromkeys(
+        ", ".join(one.data.prepared) or repr(one.data.source) for one in recipes
+    )
+    tokens = [one.train.planned_tokens for one in recipes]
+    span = dict.fromkeys(f"{n:,}" for n in (min(tokens), max(tokens)))
     lines = [
-        f"Varied: {varied}. Everything else is the same in all runs: {tokens:,} tokens "
-        f"({recipe.train.steps:,} steps of {recipe.train.batch_size} × {recipe.train.seq_len}) of "
-        f"corpus {', '.join(recipe.data.prepared) or recipe.data.source!r}."
+        f"Varied: {varied}, and with it what has several values below. Everything else is the same "
+        f"in all runs: {' to '.join(span)} tokens of corpus {'; '.join(corpora)}."
     ]
-    if recipe.model.init == "published":
+    if any(recipe.model.init == "published" for recipe in recipes):
         inits = ", ".join(f"{name} {found.init}" for name, found in study.placements.items())
         lines.append(f"Initialization, as each placement was published: {inits}.")
-    if hardware := _hardware(study, folder):
-        lines.append(hardware)
-    table = {k: v for k, v in to_table(recipe).items() if isinstance(v, dict)}
-    fields = {
-        f"{part}.{name}": value for part, rows in table.items() for name, value in rows.items()
-    }
+    lines.append(_made_by(study, folder))
+    names = dict.fromkeys(name for table in tables for name in table if name not in study.grid)
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in fields.items()
-        if name not in study.grid
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(every(name))}</td></tr>"
+        for name in names
     )
     details = f"<details><summary>All recipe fields</summary><table>{rows}</table></details>"
     return [*_paragraphs(lines), details]
@@ -166,19 +169,18 @@ def _drawings(study: Study) -> list[str]:
     return ["<h2>The placements</h2>", f'<div class="drawings">{cells}</div>']
 
 
-def _hardware(study: Study, folder: Path) -> str:
-    """What the first run whose environment.json can be read says of it."""
-    for run in study.runs:
-        # Without it, or with a damaged one, the numbers are what they are.
-        with contextlib.suppress(HybridNormError, KeyError):
-            found = read_json(run_dir(folder, run) / "environment.json")
-            return (
-                f"Hardware: {found['processor']}, {found['device']}, {found['threads']} threads "
-                f"per run. Versions: hybridnorm {found['hybridnorm']} "
-                f"({found['commit'] or 'no commit'}), torch {found['torch']}, "
-                f"Python {found['python']}."
-            )
-    return ""
+def _made_by(study: Study, folder: Path) -> str:
+    """The machine and the versions, of all runs."""
+    found = environments(folder, study.runs)
+
+    def each(name: str) -> str:
+        return ", ".join(str(value or "none") for value in found.get(name, ["unknown"]))
+
+    return (
+        f"Hardware: {each('processor')}, {each('device')}, {each('threads')} threads per run. "
+        f"Versions: hybridnorm {each('hybridnorm')} (commit {each('commit')}), torch "
+        f"{each('torch')}, Python {each('python')}."
+    )
 
 
 def _probes(folder: Path) -> Iterable[str]:

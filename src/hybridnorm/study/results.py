@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.evaluate import read_questions
 from hybridnorm.study.folder import run_dir
 from hybridnorm.study.plan import FLOOR, SEED, Run, Study
-from hybridnorm.study.statistics import LEVEL, Comparison, compare, holm
+from hybridnorm.study.statistics import LEVEL, Comparison, batch_means, compare, holm
 from hybridnorm.train.report import (
     HALVES,
     METRICS,
@@ -76,6 +76,21 @@ class Result:
         loss, unigram = self.val_loss, self.unigram_loss
         return loss is not None and unigram is not None and loss >= unigram
 
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second: the median of what was logged, so that a stall counts little."""
+        speeds = [s for row in self.metrics.train if (s := row.get("tokens_per_second"))]
+        return median(speeds) if speeds else None
+
+    @property
+    def flops_per_token(self) -> int | None:
+        """As model/flops.py counts them, which the run has recorded as a speed."""
+        for row in self.metrics.train:
+            if row.get("flops_per_second") and row.get("tokens_per_second"):
+                found: int = round(row["flops_per_second"] / row["tokens_per_second"])
+                return found
+        return None
+
     def _told(self, name: str) -> Any:
         """What the run said when it started."""
         return next((e[name] for e in reversed(self.metrics.events) if name in e), None)
@@ -125,7 +140,7 @@ class Arm:
     comparison: Comparison | None = None
     """With the baseline, seed by seed."""
     over_windows: Comparison | None = None
-    """With the baseline, held-out window by window, each the mean over the seeds."""
+    """With the baseline, by stretches of the held-out text, each the mean over the seeds."""
     p: float | None = None
     """Of the paired difference, corrected as the study declares."""
 
@@ -154,6 +169,12 @@ class Arm:
     @property
     def bits_per_byte(self) -> float | None:
         return _mean(result.bits_per_byte(self.measure) for result in self.best)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second of its median run."""
+        speeds = [result.speed for result in self.best if result.speed is not None]
+        return median(speeds) if speeds else None
 
     def mean(self, column: str) -> float | None:
         """Mean of a results.csv column over the finished runs that know it."""
@@ -221,7 +242,8 @@ def beside(arm: Arm, baseline: Arm) -> Arm:
     windows = [[side.windows[seed] for seed in seeds] for side in both]
     over_windows = None
     if len({len(losses) for side in windows for losses in side}) == 1 and windows[0][0]:
-        over_windows = compare(*(list(map(fmean, zip(*side, strict=True))) for side in windows))
+        means = (list(map(fmean, zip(*side, strict=True))) for side in windows)
+        over_windows = compare(*map(batch_means, means))
     p = comparison.paired.p if comparison.paired else None
     return replace(arm, comparison=comparison, over_windows=over_windows, p=p)
 

@@ -74,11 +74,6 @@ class Comparison:
             return None
         return 1 - (self.paired.error / self.unpaired.error) ** 2
 
-    @property
-    def significant(self) -> bool:
-        """Whether the paired interval excludes zero."""
-        return self.paired is not None and self.paired.p < 1 - LEVEL
-
 
 def compare(values: Sequence[float], baseline: Sequence[float]) -> Comparison:
     """Compare an arm with the baseline; values at the same place belong together.
@@ -101,6 +96,11 @@ def compare(values: Sequence[float], baseline: Sequence[float]) -> Comparison:
     welch = Estimate(mean, math.sqrt(spread), freedom)
     correlation = float(np.corrcoef(pairs)[0, 1]) if squares.all() else None
     return Comparison(n, mean, wins, paired, welch, correlation)
+
+
+def batch_means(values: Sequence[float]) -> list[float]:
+    """Means of √n stretches of √n values: neighbours resemble each other, stretches hardly do."""
+    return [float(np.mean(part)) for part in np.array_split(values, math.isqrt(len(values)))]
 
 
 def quantile(degrees: float) -> float:

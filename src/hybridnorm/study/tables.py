@@ -22,7 +22,7 @@ def results_table(study: Study, results: Sequence[Result]) -> Table:
     table = Table(title=study.title, box=None, title_justify="left")
     columns = arm_columns(study, arms(study, results))
     # What 80 columns cannot hold is in results.csv and the report.
-    for heading in ("perplexity", "parameters", STABLE):
+    for heading in ("perplexity", "bits/byte", "tokens/s", "parameters", STABLE):
         columns.pop(heading, None)
     for heading in columns:
         left = heading == study.compare
@@ -30,7 +30,6 @@ def results_table(study: Study, results: Sequence[Result]) -> Table:
             heading.rpartition(".")[2],
             justify="left" if left else "right",
             no_wrap=left,
-            overflow="fold",
         )
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
@@ -49,7 +48,7 @@ def arm_columns(study: Study, found: Sequence[Arm]) -> dict[str, list[str]]:
     columns["perplexity"] = [number(perplexity(arm), ".2f") for arm in found]
     columns["bits/byte"] = [number(arm.bits_per_byte, ".4f") for arm in found]
     columns[difference_heading(study)] = [interval(arm.comparison, arm.p) for arm in found]
-    columns["tokens/s"] = [number(arm.mean("tokens_per_second"), ",.0f") for arm in found]
+    columns["tokens/s"] = [number(arm.speed, ",.0f") for arm in found]
     columns["parameters"] = [number(arm.mean("parameters"), ",.0f") for arm in found]
     if has_rates(found):
         columns[STABLE] = [str(stable(arm)) for arm in found]
@@ -107,7 +106,7 @@ def evidence_columns(study: Study, found: Sequence[Arm]) -> dict[str, list[str]]
         add("seeds for this difference", _pairs(c.mean, c.deviation))
         add(f"seeds for {_WORTH}", _pairs(_WORTH, c.deviation))
         windows = arm.over_windows and arm.over_windows.paired
-        add("over held-out windows", _bounds(windows) if windows else "–")
+        add("over held-out text", _bounds(windows) if windows else "–")
     return columns
 
 
@@ -117,7 +116,7 @@ def runs_text(arm: Arm) -> str:
     skipped = sum(result.skipped_steps for result in arm.results)
     counts = [f"{arm.count(status)} {status}" for status in statuses]
     at_plateau = sum(result.at_plateau for result in arm.results)
-    further = {"not below the unigram plateau": at_plateau, "steps skipped": skipped}
+    further = {"at the plateau": at_plateau, "steps skipped": skipped}
     return ", ".join(counts + [f"{n} {what}" for what, n in further.items() if n])
 
 

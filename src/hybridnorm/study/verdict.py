@@ -13,12 +13,13 @@ from hybridnorm.study.tables import runs_text
 EVIDENCE = (
     "Paired: of the differences, seed by seed. Unpaired: what the same losses would say if nobody "
     "knew which runs share a seed. The correlation of the pairs is why the two differ: pairing "
-    "takes away the stated part of the variance.",
+    "takes away the stated part of the variance, or adds to it, where that is below zero.",
     f"Seeds for a difference: so many pairs make it significant in {POWER:.0%} of all studies, if "
     "the pairs scatter as they do here; from few seeds that is a rough number.",
     "Over seeds, the interval says how far other seeds would move the difference on this held-out "
-    "text; over held-out windows, how far other text of the same kind would move it with these "
-    "seeds. A claim needs both.",
+    "text; over held-out text, how far other text of the same kind would move it with these seeds "
+    "(from the means of √n stretches of √n windows, as neighbours resemble each other). A claim "
+    "needs both.",
 )
 
 
@@ -97,7 +98,10 @@ def floor_text(study: Study, floor: Floor | None) -> list[str]:
     if not study.floor:
         return []
     if floor is None:
-        return ["The noise floor is not known: not all of its runs have finished."]
+        return [
+            "The noise floor is not known: not all of its runs have finished and got below the "
+            "unigram plateau."
+        ]
     one, other = EQUALS
     return [
         f"Noise floor: {floor.paired:.4f}. Chance alone makes paired differences up to this in 19 "

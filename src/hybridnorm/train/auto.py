@@ -35,9 +35,8 @@ def resolve_auto(
         train, reason = _with_dtype(train, device)
         reasons.append(reason)
     if train.compile == "auto":
-        per_step = train.batch_size * train.seq_len
         per_token = flops_per_token(recipe.model, train.seq_len, placement)
-        work = train.steps * per_step * per_token / world_size
+        work = train.planned_tokens * per_token / world_size
         train, reason = _with_compile(train, device, work, _block_kinds(recipe, placement))
         reasons.append(reason)
     return replace(recipe, train=train), reasons

@@ -184,7 +184,7 @@ class Trainer:
                 "finished",
                 val_loss=self.val_loss,
                 seconds=self.seconds,
-                tokens_per_second=self.step * self._tokens_per_step() / max(self.seconds, 1e-9),
+                tokens_per_second=self.step * self.config.tokens_per_step / max(self.seconds, 1e-9),
                 skipped_steps=self.guard.total,
             )
 
@@ -246,10 +246,10 @@ class Trainer:
                 )
                 self._event("diverged", step=step, reason=str(error))
                 raise error
-        speed = len(steps) * self._tokens_per_step() / (now - clock)
+        speed = len(steps) * self.config.tokens_per_step / (now - clock)
         row = {
             "step": self.step,
-            "tokens": self.step * self._tokens_per_step(),
+            "tokens": self.step * self.config.tokens_per_step,
             **steps[-1],
             "lr": lr,
             "tokens_per_second": speed,
@@ -285,7 +285,7 @@ class Trainer:
         self.val_loss = losses["val_loss"]
         row = {
             "step": self.step,
-            "tokens": self.step * self._tokens_per_step(),
+            "tokens": self.step * self.config.tokens_per_step,
             "val_perplexity": math.exp(min(self.val_loss, 700.0)),
             "val_bits_per_byte": self.val_loss / math.log(2) * self.held_out.tokens_per_byte,
             **losses,
@@ -323,9 +323,6 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
-
-    def _tokens_per_step(self) -> int:
-        return self.config.batch_size * self.config.seq_len
 
 
 def _clip(model: nn.Module, limit: float) -> Tensor:

@@ -18,7 +18,7 @@ from hybridnorm.model import ModelConfig, Transformer
 from hybridnorm.placements import Placement, placement_from_dict, placement_to_dict
 from hybridnorm.processes import alone_in
 from hybridnorm.recipe import Recipe, dump_recipe
-from hybridnorm.strict_toml import build, to_table
+from hybridnorm.strict_toml import build, dotted, to_table
 from hybridnorm.train.checkpoint import (
     check_tensors,
     choose_checkpoint,
@@ -129,17 +129,9 @@ def changes(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
 
     Which placement it is, and not its name, must be the same: `check_identity`.
     """
-    old, new = (_flat(to_table(recipe)) for recipe in (before, now))
+    old, new = (dotted(recipe) for recipe in (before, now))
     names = sorted((old.keys() | new.keys()) - {"model.placement"})
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        flat |= {prefix + name: value} if inner is None else inner
-    return flat
 
 
 def identity(recipe: Recipe, model: Transformer, data_fingerprint: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Trained:
     @property
     def tokens(self) -> int:
         """Tokens seen."""
-        return self.step * self.recipe.train.batch_size * self.recipe.train.seq_len
+        return self.step * self.recipe.train.tokens_per_step
 
 
 def load_trained(run_dir: Path, which: str = "last") -> Trained:

@@ -41,7 +41,7 @@ def misfits(recipe: Recipe, placement: Placement, mix: Mix) -> list[str]:
 
 def epochs(recipe: Recipe, mix: Mix) -> list[float]:
     """How often the run goes over each part of the data."""
-    tokens = recipe.train.steps * recipe.train.batch_size * recipe.train.seq_len
+    tokens = recipe.train.planned_tokens
     total = sum(weight for _, weight, _ in mix)
     return [tokens * weight / total / size for _, weight, size in mix]
 

@@ -50,8 +50,8 @@ def preflight(
     config, train, parallel = recipe.model, recipe.train, recipe.parallel
     counts = parameter_counts(config, placement)
     per_token = flops_per_token(config, train.seq_len, placement)
-    per_step = train.batch_size * train.seq_len
-    tokens = train.steps * per_step
+    per_step = train.tokens_per_step
+    tokens = train.planned_tokens
     shard = parallel.shard or max(1, world_size // (parallel.replicate * parallel.tensor))
     share = -(-train.batch_size // (parallel.replicate * shard))
     micro = train.micro_batch_size or share
