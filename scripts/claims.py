@@ -167,7 +167,7 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
 def markdown(part: Part) -> str:
     """The arms of a study, or of a part of it, as a table."""
     columns = arm_columns(part.study, arms(part.study, part.results))
-    for heading in ("perplexity", "bits/byte", "tokens/s", "parameters"):
+    for heading in ("perplexity", "bits/byte", "tokens/s"):
         del columns[heading]
     name = part.name.partition(".")[2]
     headings = [name or part.study.compare, *list(columns)[1:]]

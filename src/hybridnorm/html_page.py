@@ -16,6 +16,7 @@ table { border-collapse: collapse; font: .85rem/1.5 system-ui, sans-serif; white
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
 th { white-space: normal; vertical-align: bottom; }
 td { font-variant-numeric: tabular-nums; }
+td:nth-last-child(-n+2) { white-space: normal; min-width: 6rem; }
 th:first-child, td:first-child { text-align: left; }
 td a { color: inherit; text-decoration-color: #8886; } .below { opacity: .4; }
 figure { margin: 1rem 0; background: white; border-radius: 6px; padding: .5rem; color: #333; }

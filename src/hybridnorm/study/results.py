@@ -176,10 +176,6 @@ class Arm:
         speeds = [result.speed for result in self.best if result.speed is not None]
         return median(speeds) if speeds else None
 
-    def mean(self, column: str) -> float | None:
-        """Mean of a results.csv column over the finished runs that know it."""
-        return _mean(r.row()[column] for r in self.best if r.val_loss is not None)
-
 
 def read_results(
     study: Study, folder: Path, crashes: Mapping[str, str] | None = None

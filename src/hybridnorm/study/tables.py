@@ -22,7 +22,7 @@ def results_table(study: Study, results: Sequence[Result]) -> Table:
     table = Table(title=study.title, box=None, title_justify="left")
     columns = arm_columns(study, arms(study, results))
     # What 80 columns cannot hold is in results.csv and the report.
-    for heading in ("perplexity", "bits/byte", "tokens/s", "parameters", STABLE):
+    for heading in ("perplexity", "bits/byte", "tokens/s", STABLE):
         columns.pop(heading, None)
     for heading in columns:
         left = heading == study.compare
@@ -49,7 +49,6 @@ def arm_columns(study: Study, found: Sequence[Arm]) -> dict[str, list[str]]:
     columns["bits/byte"] = [number(arm.bits_per_byte, ".4f") for arm in found]
     columns[difference_heading(study)] = [interval(arm.comparison, arm.p) for arm in found]
     columns["tokens/s"] = [number(arm.speed, ",.0f") for arm in found]
-    columns["parameters"] = [number(arm.mean("parameters"), ",.0f") for arm in found]
     if has_rates(found):
         columns[STABLE] = [str(stable(arm)) for arm in found]
     columns["runs"] = [runs_text(arm) for arm in found]
