@@ -35,10 +35,11 @@ learning rate, and has the initialization it was published with, where the study
 ([how, and what differs](../studies.md)).
 
 *Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
-Brackets: 95% interval over seeds; `*`: p < 0.05, corrected for the number of arms that were run
-(Holm). In rows of `learning-rate` they are the largest stable rate of the arm and that of the
-baseline: of ours, the largest one up to which every run got below the unigram plateau, the loss of
-knowing how frequent each token is. *Runs* are all of an arm's, at every rate.
+Brackets: 95% interval over seeds; `*`: p < 0.05, corrected for the number of arms of one comparison
+that were run (Holm), and not for there being many rows. In rows of `learning-rate` they are the
+largest stable rate of the arm and that of the baseline: of ours, the largest one up to which every
+run got below the unigram plateau, the loss of knowing how frequent each token is. *Runs* are all of
+an arm's, at every rate.
 
 A verdict is about the direction, at this size: significant in the paper's is *confirmed*, in the
 other one *contradicted*, however far the sizes of the differences are apart; anything else is *not
