@@ -79,7 +79,7 @@ class Price:
         return f"{self.ratio:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def curve(result: Result, currency: str, measure: str = "val_loss") -> tuple[Series, Series]:
+def cost_curve(result: Result, currency: str, measure: str = "val_loss") -> tuple[Series, Series]:
     """Cost and held-out loss of each evaluation of a run; empty where the cost is not recorded."""
     rows = [row for row in result.metrics.evaluations if row.get("tokens") and row.get("val_loss")]
     if (of_a_token := CURRENCIES[currency](result)) is None:
@@ -110,8 +110,8 @@ def price(arm: Arm, target: Arm, currency: str) -> Price | None:
     for result in arm.best:
         if result.seed not in paid or result.status not in DONE:
             continue
-        cost, losses = curve(result, currency, arm.measure)
-        own, own_losses = curve(paid[result.seed], currency, target.measure)
+        cost, losses = cost_curve(result, currency, arm.measure)
+        own, own_losses = cost_curve(paid[result.seed], currency, target.measure)
         if not len(own) or (result.status == "finished" and not len(cost)):
             continue  # what was not recorded
         n += 1
@@ -156,7 +156,7 @@ def currency_chart(study: Study, found: Sequence[Arm]) -> Chart:
     """Held-out loss against each currency."""
     figure, rows = Figure(figsize=(10.0, 3.6), layout="constrained"), list[Row]()
     for axes, currency in zip(figure.subplots(1, 3, sharey=True), CURRENCIES, strict=True):
-        series = partial(curve, currency=currency, measure=found[0].measure)
+        series = partial(cost_curve, currency=currency, measure=found[0].measure)
         drawn = draw_curves(axes, study, found, "cost", series, "o")
         rows += [{"currency": currency, **row} for row in drawn]
         finish(axes, currency, "")

@@ -14,7 +14,7 @@ from hybridnorm.study.statistics import LEVEL, Comparison, batch_means, compare,
 from hybridnorm.train.report import (
     HALVES,
     METRICS,
-    PARTS,
+    WINDOWS_OF,
     Metrics,
     read_metrics,
     read_windows,
@@ -157,7 +157,7 @@ class Arm:
     @property
     def windows(self) -> dict[int, Sequence[float]]:
         """The losses of the windows that these are the means of; empty where they are not kept."""
-        return {result.seed: result.windows[PARTS[self.measure]] for result in self.best}
+        return {result.seed: result.windows[WINDOWS_OF[self.measure]] for result in self.best}
 
     def count(self, status: str) -> int:
         return sum(result.status == status for result in self.results)

@@ -1,5 +1,5 @@
 from .held_out import HALVES as HALVES
-from .held_out import PARTS as PARTS
+from .held_out import WINDOWS_OF as WINDOWS_OF
 from .held_out import held_out_losses as held_out_losses
 from .held_out import read_windows as read_windows
 from .held_out import write_windows as write_windows

@@ -9,20 +9,20 @@ from statistics import fmean
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import read_json, write_whole
 
-PARTS = {
+WINDOWS_OF = {
     "val_loss": slice(None),
     "val_loss_choosing": slice(0, None, 2),
     "val_loss_comparing": slice(1, None, 2),
 }
 """Which windows each loss is the mean of."""
-HALVES = tuple(PARTS)[1:]
+HALVES = tuple(WINDOWS_OF)[1:]
 """One to choose settings by, one to compare what was chosen."""
 _WINDOWS = "held_out.json"
 
 
 def held_out_losses(windows: Sequence[float]) -> dict[str, float]:
-    """Nats per token by the names of `PARTS`; of a single window, one half is empty."""
-    return {name: fmean(windows[part]) for name, part in PARTS.items() if windows[part]}
+    """Nats per token by the names of `WINDOWS_OF`; of a single window, one half is empty."""
+    return {name: fmean(windows[part]) for name, part in WINDOWS_OF.items() if windows[part]}
 
 
 def write_windows(run_dir: Path, step: int, windows: Sequence[float]) -> None:
