@@ -24,7 +24,7 @@ from hybridnorm.study.plan import Run
 from hybridnorm.study.results import DONE, Result, read_result
 from hybridnorm.study.tables import number
 from hybridnorm.text import clock
-from hybridnorm.train.report import seconds_left
+from hybridnorm.train.report import newest_row, seconds_left
 
 _POLL = 0.5  # seconds
 
@@ -163,8 +163,8 @@ def _outcome(result: Result) -> str:
 def _status(running: list[_Job]) -> Table:
     table = Table.grid(padding=(0, 2))
     for job in running:
-        rows = read_result(job.run, job.run_dir).metrics.train
-        table.add_row(job.run.name, *(_progress(rows[-1], job.run) if rows else ["starting"]))
+        row = newest_row(job.run_dir)
+        table.add_row(job.run.name, *(_progress(row, job.run) if row else ["starting"]))
     return table
 
 

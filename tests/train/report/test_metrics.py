@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hybridnorm.errors import HybridNormError
-from hybridnorm.train.report.metrics import METRICS, MetricsWriter, read_metrics
+from hybridnorm.train.report.metrics import METRICS, MetricsWriter, newest_row, read_metrics
 
 
 def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Path) -> None:
@@ -16,6 +16,7 @@ def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Pat
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 4, "lo')  # what SIGKILL leaves
     assert [row["step"] for row in read_metrics(tmp_path).train] == [1, 2, 3]
+    assert newest_row(tmp_path) == {"step": 3, "loss": 3.0}
     writer = MetricsWriter(tmp_path)
     writer.write(event="resumed", step=2)
     writer.write(step=3, loss=30.0)
@@ -25,6 +26,15 @@ def test_a_killed_run_leaves_a_readable_file_that_can_be_continued(tmp_path: Pat
     assert [row["loss"] for row in metrics.train] == [1.0, 2.0, 30.0]
     assert metrics.evaluations == [{"step": 3, "val_loss": 1.5}]
     assert metrics.status == "resumed"
+    assert newest_row(tmp_path) == metrics.train[-1] and newest_row(tmp_path / "none") is None
+
+
+def test_the_newest_row_of_a_long_run(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for step in range(1, 3001):
+        writer.write(step=step, loss=1 / step, lr=1e-3, tokens=step * 100)
+    writer.close()
+    assert newest_row(tmp_path) == read_metrics(tmp_path).train[-1]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from .hooks import reporting_hooks as reporting_hooks
 from .metrics import METRICS as METRICS
 from .metrics import Metrics as Metrics
 from .metrics import Row as Row
+from .metrics import newest_row as newest_row
 from .metrics import read_metrics as read_metrics
 from .progress import seconds_left as seconds_left
 from .spikes import SpikeMonitor as SpikeMonitor

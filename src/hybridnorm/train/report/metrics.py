@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object per line, append-only, the truth about a run. No torch."""
 
+import contextlib
 import errno
 import json
 import math
@@ -18,6 +19,7 @@ _NUMBERS = (
     *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "seconds", "parameters"),
     *("skipped_steps", "unigram_loss", "val_loss", "val_perplexity", "val_bits_per_byte", *HALVES),
 )
+_TAIL = 1 << 16  # bytes, in which there is a training row
 Row = dict[str, Any]
 
 
@@ -89,6 +91,15 @@ def read_metrics(run_dir: Path) -> Metrics:
             train[row["step"]] = row
     ordered = [[rows[step] for step in sorted(rows)] for rows in (train, evaluations)]
     return Metrics(train=ordered[0], evaluations=ordered[1], events=events)
+
+
+def newest_row(run_dir: Path) -> Row | None:
+    """The last training row, from the end of the file: as cheap late in a run as early."""
+    with contextlib.suppress(OSError), (run_dir / METRICS).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        lines = file.read().decode(errors="replace").split("\n")[:-1]
+        return next((row for line in lines[::-1] if "loss" in (row := _row(line) or {})), None)
+    return None
 
 
 def _row(line: str) -> Row | None:
