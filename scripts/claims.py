@@ -23,6 +23,7 @@ from hybridnorm.study.parts import Part, parts
 from hybridnorm.study.plan import Study, load_study
 from hybridnorm.study.rates import Stable, stable
 from hybridnorm.study.results import Arm, Result, arms
+from hybridnorm.study.scaling import ENOUGH
 from hybridnorm.study.tables import arm_columns, interval
 
 _MADE = ("hybridnorm", "commit", "python", "torch", "processor", "device", "cores", "threads")
@@ -158,9 +159,9 @@ def keep(folder: Path, out: Path) -> Iterator[str]:
         f"[Every run]({out.name}/{folder.name}/results.csv), "
         f"[made by]({out.name}/{folder.name}/environment.json).\n"
     )
-    for part in parts(study, results):
-        yield "\n" + markdown(part)
-    for figure in ("final-loss", "learning-rate", "scaling"):
+    found = parts(study, results)
+    yield from ("\n" + markdown(part) for part in found)
+    for figure in ("final-loss", "learning-rate", *(["scaling"] if len(found) >= ENOUGH else [])):
         for path in sorted(target.glob(f"*{figure}.svg")):
             yield f"\n![{path.stem}]({out.name}/{folder.name}/{path.name})\n"
 

@@ -14,7 +14,7 @@ from hybridnorm.study.parts import parts
 from hybridnorm.study.plan import EXTENSION
 from hybridnorm.study.report import write_results
 from hybridnorm.study.results import read_results
-from hybridnorm.study.scaling import fit, scaling
+from hybridnorm.study.scaling import Scaling, fit, scaling, scaling_chart
 from studies import fake_run
 
 SIZES = np.repeat([1e5, 3e5, 1e6, 3e6, 1e7], 3)
@@ -62,7 +62,9 @@ def test_few_sizes_have_no_floor_and_say_nothing_beyond_them() -> None:
 @pytest.mark.parametrize("losses", [[3.0, 3.0, 3.0, 3.0], [3.0, 2.9, 2.7, 2.2]])
 def test_a_curve_without_an_exponent_is_not_extrapolated(losses: list[float]) -> None:
     found = fit(np.repeat([1e5, 2e5, 4e5, 8e5], 2), np.repeat(losses, 2) + [0, 1e-3] * 4)
-    assert found is not None and not found.extrapolates
+    assert found is not None and not found.extrapolates and not found.determined
+    one = Scaling("pre-norm", "parameters", [1e5, 8e5], [3.0, 3.0], found)
+    assert len(scaling_chart([one]).figure.axes[0].lines) == 1  # the runs, and no law
 
 
 STUDY = """

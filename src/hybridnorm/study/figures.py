@@ -23,6 +23,7 @@ from hybridnorm.text import svg
 from hybridnorm.train.report import Row
 
 Series = NDArray[np.float64]
+_INSIDE = 4  # arms, whose names find room among the curves
 _SMOOTH = 0.02  # width of the running mean, as a fraction of the run
 
 
@@ -191,6 +192,9 @@ def _look(index: int) -> tuple[str, str]:
 def _legend(axes: Axes, study: Study) -> None:
     if axes.lines:
         legend = axes.legend(framealpha=0.85, edgecolor="none", title=study.compare)
+        if len(study.arms) > _INSIDE:
+            legend.set_loc("upper left")
+            legend.set_bbox_to_anchor((1.0, 1.0))
         as_written(legend.get_texts())
 
 

@@ -202,7 +202,7 @@ def scaling_chart(found: Sequence[Scaling]) -> Chart:
 
 def _draw(axes: Axes, one: Scaling, colour: str) -> None:
     axes.plot(one.sizes, one.losses, "o", color=colour, ms=4, label=arm_label(one.arm))
-    if one.law is None:
+    if one.law is None or not one.law.determined:
         return
     first, last = min(one.sizes), max(one.sizes)
     ends = [(first, last, "-"), *([(last, last * _FURTHER, "--")] if one.law.extrapolates else [])]
