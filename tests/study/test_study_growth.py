@@ -243,6 +243,7 @@ def test_comparisons_are_declared_before_the_runs(tmp_path: Path) -> None:
     for named, changed in (
         ("baseline was 'pre-norm'", 'baseline = "post-norm"\n' + text),
         ("keel was compared", text),
+        ("keel was compared", text.replace("[0, 1, 2]", "[7, 8, 9]")),  # runs of its own
     ):
         with pytest.raises(HybridNormError, match=named):
             claim(study_of(tmp_path, changed), tmp_path / "out", "typed")

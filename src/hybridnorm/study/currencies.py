@@ -83,7 +83,7 @@ def cost_curve(result: Result, currency: str, measure: str = "val_loss") -> tupl
     """Cost and held-out loss of each evaluation of a run; empty where the cost is not recorded."""
     rows = [row for row in result.metrics.evaluations if row.get("tokens") and row.get("val_loss")]
     if (of_a_token := CURRENCIES[currency](result)) is None:
-        rows, of_a_token = [], 0.0
+        return np.empty(0), np.empty(0)
     cost = of_a_token * np.array([row["tokens"] for row in rows], dtype=float)
     return cost, np.array([row.get(measure, row["val_loss"]) for row in rows], dtype=float)
 

@@ -23,7 +23,7 @@ from hybridnorm.study.folder import is_started, recipe_file, run_dir
 from hybridnorm.study.plan import Run
 from hybridnorm.study.results import DONE, Result, read_result
 from hybridnorm.study.tables import number
-from hybridnorm.text import clock
+from hybridnorm.text import clock, count
 from hybridnorm.train.report import newest_row, seconds_left
 
 _POLL = 0.5  # seconds
@@ -82,7 +82,7 @@ def run_all(
     waiting, running, crashes = list(runs), list[_Job](), dict[str, str]()
     found = [] if launcher else gpus()
     if held := sum(is_held(run_dir(folder, run)) for run in runs):
-        console.print(f"{held} runs go on in processes of an earlier call, which are waited for")
+        console.print(f"waiting for {count(held, 'run')} that an earlier call has left going")
     with (
         Live(console=console, auto_refresh=False, transient=True) as live,
         _none_left(running, console),
