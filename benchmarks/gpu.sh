@@ -45,8 +45,9 @@ study)
     jobs=6 overrides=(--data.prepared "${data:-}")
     [ -z "$tiny" ] || jobs=2 overrides=(
         --data.prepared None --model.vocab-size None --model.d-model 32 --model.n-layers 2
-        --model.d-ff 64 --train.steps 12 --train.batch-size 4 --train.seq-len 64 --train.eval-every 12 --train.log-every 4
-        --train.eval-sequences 8 --schedule.warmup-steps 2 --train.compile off --seed 0
+        --model.d-ff 64 --train.steps 12 --train.batch-size 4 --train.seq-len 64
+        --train.eval-every 12 --train.log-every 4 --train.eval-sequences 8
+        --schedule.warmup-steps 2 --train.compile off --seed 0
         --optimizer.lr 1e-3 2e-3 --model.placement pre-norm hybridnorm
     )
     timeout --signal INT --kill-after 20 "$SECONDS_PER_STAGE" "$PYTHON" -m hybridnorm study \

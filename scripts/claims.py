@@ -31,16 +31,16 @@ HEAD = """# What the paper says, what we measured
 
 Each line is a claim of the HybridNorm paper (arXiv 2503.04598), or of later work on it, beside the
 same comparison in a small model: a thousandth of the paper's size and English Wikipedia summaries,
-or a tenth and Debian's manuals where the study's name says 47M. Each arm is at its own best
+or a tenth and Debian's documentation where the study's name says 47M. Each arm is at its own best
 learning rate, and has the initialization it was published with, where the study does not set one
 ([how, and what differs](../studies.md)).
 
 *Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
 Brackets: 95% interval over seeds; `*`: p < 0.05, corrected for the number of arms of one comparison
-that were run (Holm), and not for there being many rows. In rows of `learning-rate` they are the
-largest stable rate of the arm and that of the baseline: of ours, the largest one up to which every
-run got below the unigram plateau, the loss of knowing how frequent each token is. *Runs* are all of
-an arm's, at every rate.
+that were run (Holm), and not for there being many rows. In rows of `learning-rate`, *paper* and
+*ours* are the largest stable rate of the arm and that of the baseline: of ours, the largest one up
+to which every run got below the unigram plateau, the loss of knowing how frequent each token is.
+*Runs* are all of an arm's, at every rate.
 
 A verdict is about the direction, at this size: significant in the paper's is *confirmed*, in the
 other one *contradicted*, however far the sizes of the differences are apart; anything else is *not
@@ -132,12 +132,9 @@ def p_value(arm: Arm) -> str:
 
 
 def counts(arm: Arm) -> str:
-    lost, at_plateau = (
-        len(arm.results) - arm.count("finished"),
-        sum(r.at_plateau for r in arm.results),
-    )
-    counts = {"lost": lost, "at the plateau": at_plateau}
-    return ", ".join([str(len(arm.results)), *(f"{n} {what}" for what, n in counts.items() if n)])
+    lost = len(arm.results) - arm.count("finished")
+    further = {"lost": lost, "at the plateau": sum(r.at_plateau for r in arm.results)}
+    return ", ".join([str(len(arm.results)), *(f"{n} {what}" for what, n in further.items() if n)])
 
 
 def keep(folder: Path, out: Path) -> Iterator[str]:
