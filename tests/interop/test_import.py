@@ -198,6 +198,15 @@ def bare_pickle(folder: Path) -> Path:
     return folder
 
 
+def flipped(folder: Path) -> Path:
+    folder.mkdir()
+    torch.save({"model": {"wte.weight": torch.ones(64, 64)}}, folder / "model.pt")
+    content = bytearray((folder / "model.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.pt").write_bytes(content)
+    return folder
+
+
 def with_tokenizer(folder: Path, corpus: Path) -> Path:
     from hybridnorm.data.tokenizer import train_bpe
 
@@ -230,6 +239,7 @@ BAD = {
     ),
     "could run code": lambda tmp, corpus: pickled(tmp / "m"),
     "model.pt: cannot load": lambda tmp, corpus: bare_pickle(tmp / "m"),
+    "model.pt: cannot load: it is damaged": lambda tmp, corpus: flipped(tmp / "m"),
     "tokens, but the model has only 259": lambda tmp, corpus: with_tokenizer(
         llama(tmp / "m"), corpus
     ),

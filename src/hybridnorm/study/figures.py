@@ -150,7 +150,8 @@ def _rates(study: Study, found: Sequence[Arm]) -> Chart:
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=30 * (len(rates) > 8))
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         _plateau(axes, found)
-    finish(axes, "learning rate; × a run that diverged", "final held-out loss (nats per token)")
+    cross = "; × a run that diverged" if any(row["diverged"] for row in rows) else ""
+    finish(axes, f"learning rate{cross}", "final held-out loss (nats per token)")
     _legend(axes, study)
     return Chart(figure, rows)
 

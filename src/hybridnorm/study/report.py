@@ -137,7 +137,10 @@ def _conditions(study: Study, folder: Path) -> list[str]:
     tables = [dotted(recipe) for recipe in recipes]
 
     def every(name: str) -> str:
-        return ", ".join(dict.fromkeys(str(table.get(name, "None")) for table in tables))
+        values = [table.get(name) for table in tables]
+        if all(isinstance(value, float) for value in values):  # some rates were added later
+            values.sort()
+        return ", ".join(dict.fromkeys(map(str, values)))
 
     varied = "; ".join(f"{name}: {every(name)}" for name in study.grid)
     corpora = dict.fromkeys(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -121,6 +122,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
+        if is_zipfile(path) and (part := ZipFile(path).testzip()):  # torch.load does not look
+            raise BadZipFile(f"it is damaged (wrong checksum of {part})")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise HybridNormError(
