@@ -38,14 +38,15 @@ learning rate, and has the initialization it was published with, where the study
 *Paper* and *ours* are differences to the baseline in nats per token; below zero the arm is better.
 Brackets: 95% interval over seeds; `*`: p < 0.05, corrected for the number of arms of one comparison
 that were run (Holm), and not for there being many rows. In rows of `learning-rate`, *paper* and
-*ours* are the largest stable rate of the arm and that of the baseline: of ours, the largest one up
-to which every run got below the unigram plateau, the loss of knowing how frequent each token is.
+*ours* are the largest stable rate of the arm and that of the baseline: of ours, the highest one up
+to which no run diverged and, at the arm's best rate and above, none ended at the unigram plateau,
+the loss of knowing how frequent each token is and no more.
 *Runs* are all of an arm's, at every rate.
 
 A verdict is about the direction, at this size: significant in the paper's is *confirmed*, in the
 other one *contradicted*, however far the sizes of the differences are apart; anything else is *not
-resolved*. Two largest stable rates are told apart where the steps of the grid above them do not
-overlap. *Diverges* is confirmed where no rate was stable. Table 11, what HybridNorm costs, was
+resolved*. A largest stable rate lies between the one given and the next one tried; two are told
+apart where these ranges do not overlap. *Diverges* is confirmed where no rate was stable. Table 11, what HybridNorm costs, was
 measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the probes](diagnose.md).
 
     hybridnorm study STUDY --jobs 2
@@ -64,7 +65,7 @@ def rows(claim: dict[str, Any], folder: Path) -> Iterator[list[str]]:
     for name, said in claim["arms"].items():
         title = f"`{claim['study']}`{where}: {name}, {claim['source']}"
         if "rate" in claim:
-            paper, sign = f"{said:g} to {claim['rate']:g}", 1 if said > claim["rate"] else -1
+            paper, sign = f"{said:g} against {claim['rate']:g}", 1 if said > claim["rate"] else -1
         else:
             paper, sign = in_nats(said, claim.get("baseline"))
         if (arm := found.get(name)) is None:
@@ -72,7 +73,7 @@ def rows(claim: dict[str, Any], folder: Path) -> Iterator[list[str]]:
         elif "rate" in claim:
             rate, base = stable(arm), stable(found[baseline])
             reached = rate_verdict(rate, base, sign)
-            yield [title, paper, f"{rate} to {base}", "–", counts(arm), reached]
+            yield [title, paper, f"{rate} against {base}", "–", counts(arm), reached]
         else:
             ours = interval(arm.comparison, arm.p)
             yield [title, paper, ours, p_value(arm), counts(arm), verdict(arm, sign)]
