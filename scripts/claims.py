@@ -46,8 +46,9 @@ the loss of knowing how frequent each token is and no more.
 A verdict is about the direction, at this size: significant in the paper's is *confirmed*, in the
 other one *contradicted*, however far the sizes of the differences are apart; anything else is *not
 resolved*. A largest stable rate lies between the one given and the next one tried; two are told
-apart where these ranges do not overlap. *Diverges* is confirmed where no rate was stable. Table 11, what HybridNorm costs, was
-measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the probes](diagnose.md).
+apart where these ranges do not overlap. *Diverges* is confirmed where no rate was stable. Table 11,
+what HybridNorm costs, was measured [on a GPU](gpu.md#ratios); Figures 2, 7 and 8 [by the
+probes](diagnose.md).
 
     hybridnorm study STUDY --jobs 2
     python scripts/claims.py studies docs/results/paper
