@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from hybridnorm.cli import main
 from hybridnorm.model.config import PRESETS
 from hybridnorm.recipe import RecipeFields, field_types
 
@@ -30,6 +32,18 @@ def test_verbs_that_do_not_compute_never_import_torch(argv: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout) > 100
+
+
+def test_a_device_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*argv: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("hybridnorm.cli._run", run)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = str(stop.value.code)
+    assert said.startswith("hybridnorm: memory: CUDA out of memory. Tried to allocate 2.00 GiB.; ")
+    assert "train.micro_batch_size" in said and "\n" not in said
 
 
 def test_help_shows_every_field_with_meaning_and_default() -> None:

@@ -10,6 +10,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 
 
+def look(index: int) -> tuple[str, str]:
+    """Colour and line style of the arm at `index`; the colours come round in the next style."""
+    return COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
+
+
 def finish(axes: "Axes", x: str, y: str) -> None:
     """Labels, a pale grid, no frame."""
     axes.set_xlabel(x)

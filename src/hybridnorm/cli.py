@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import hybridnorm
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, in_a_line, nearest
 from hybridnorm.options import parse_options
-from hybridnorm.recipe import builtin, load_fields, load_recipe, split_overrides
+from hybridnorm.recipe import builtin, load_fields, load_recipe, run_name, split_overrides
 from hybridnorm.terminal import Screen, close_output, open_output, printable
 from hybridnorm.verbs import (
     Advise,
@@ -29,6 +29,11 @@ from hybridnorm.verbs import (
     StudyList,
     StudyReport,
     Train,
+)
+
+_TAKE_LESS = (
+    "take less at a time: train.micro_batch_size or parallel.activation_checkpointing full of a "
+    "run, which --resume continues, --batch-tokens of evaluate"
 )
 
 
@@ -55,9 +60,7 @@ def _train(argv: Sequence[str]) -> None:
 
 
 def _default_run_dir(name: str, overrides: Mapping[str, object]) -> Path:
-    recipe = load_recipe(name, overrides)
-    stem = f"{Path(name).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
-    return Path("runs") / stem
+    return Path("runs") / run_name(name, load_recipe(name, overrides))
 
 
 def _show(argv: Sequence[str]) -> None:
@@ -242,6 +245,11 @@ def main() -> None:
     except OSError as error:
         # What fails without a name was open already; writers of files name theirs.
         _fail(f"{error.filename or 'standard output'}: {error.strerror}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every verb imports
+            raise
+        # It may be one rank's alone, so each says it.
+        sys.exit(f"hybridnorm: memory: {in_a_line(error)}; {_TAKE_LESS}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,6 +1,7 @@
 """The one exception a user sees: a single line that names what is wrong and the remedy."""
 
 import difflib
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,6 +17,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 def check_unused(config: Any, why: str, *names: str) -> None:

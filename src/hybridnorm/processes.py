@@ -54,7 +54,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             f"{folder}: cannot write here: {error.strerror}; name another place"
         ) from None
     try:
-        if not _lock(held):
+        if not lock(held):
             raise HybridNormError(
                 f"{folder}: another process works here; stop it first, or name another place"
             )
@@ -69,12 +69,12 @@ def is_held(folder: Path) -> bool:
         return False
     probe = os.open(folder, os.O_RDONLY)
     try:
-        return not _lock(probe)
+        return not lock(probe)
     finally:
         os.close(probe)
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """Lock for this process; False where another one has."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def number(value: float | None, spec: str) -> str:
+    """A number in its format, or a dash where it is not known."""
+    return "–" if value is None else format(value, spec)
+
+
 def svg(figure: "Figure", name: str, **options: Any) -> str:
     """A figure as an SVG element, the same at every call; it is a file as well.
 

@@ -14,6 +14,17 @@ from prepared_sets import content, make
 FOLDER = "hybridnorm.data.prepare.folder"
 
 
+def test_a_file_system_without_locks_will_do(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    make(corpus, tmp_path / "out", tokenizer="byte")
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("tokenizer", ["bpe", "byte"])
 def test_a_disk_that_fills_up_leaves_no_half_of_a_file(
     tokenizer: str, corpus: Path, tmp_path: Path, small_units: None, monkeypatch: pytest.MonkeyPatch

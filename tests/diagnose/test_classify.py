@@ -303,8 +303,8 @@ def test_the_verb(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.syspath_prepend(tmp_path)
     assert "post-norm" in cli("classify", "mine.block").stdout
     for target, message in {
-        "mine.nothing": "cannot make a module of it",
-        "nowhere": "no folder and no import path",
+        "mine.nothing": "no folder, and no module: cannot import mine.nothing",
+        "nowhere": "no folder, and no module: 'nowhere' is no import path",
         str(out): "config.json: cannot read",
     }.items():
         result = cli("classify", target)

@@ -12,7 +12,8 @@ from exports import EXPERTS, exported, model
 @pytest.fixture(scope="module")
 def run(cli: Cli, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert cli("train", "demo", "--run-dir", folder, *tiny).returncode == 0
+    options = (*tiny, "--train.checkpoint-every", "10")
+    assert cli("train", "demo", "--run-dir", folder, *options).returncode == 0
     return folder
 
 
@@ -35,6 +36,16 @@ def test_a_run(cli: Cli, run: Path, tmp_path: Path) -> None:
     ):
         assert part in done.stdout
     assert len(done.stdout.splitlines()) < 25
+
+
+def test_losses_that_are_not_finite_are_dashes(cli: Cli, run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "loss": null}\n{"step": 21, "val_loss": null}\n')
+    done = cli("inspect", broken)
+    assert done.returncode == 0, done.stderr
+    assert "– at step 21" in done.stdout and "– at step 21; best" in done.stdout
 
 
 @pytest.mark.parametrize("architecture", ["hybridnorm", "llama"])

@@ -45,6 +45,12 @@ def test_too_little_time_makes_runs_shorter_and_then_is_refused() -> None:
         fitting("demo", {}, PACE, 9 * (PACE.start + 100 * PACE.step))
 
 
+def test_tasks_are_not_asked_on_the_way_to_advice() -> None:
+    asking = {"evaluate.tasks": ("piqa",), "evaluate.every": STEPS}
+    study = fitting("demo", asking, PACE, 18 * (PACE.start + 200 * PACE.step))
+    assert {run.recipe.evaluate.tasks for run in study.runs} == {()}
+
+
 def advised(study: Study, folder: Path, losses: dict[tuple[str, float], list[float]]) -> str:
     for run in study.runs:
         arm, rate = run.values["model.placement"], run.values["optimizer.lr"]

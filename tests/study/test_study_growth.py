@@ -15,7 +15,7 @@ from hybridnorm.study.figures import figures
 from hybridnorm.study.folder import claim
 from hybridnorm.study.growth import MOST_RATES, Floor, completed, noise_floor
 from hybridnorm.study.plan import RATE, Run, Study
-from hybridnorm.study.rates import curve, edge, stable
+from hybridnorm.study.rates import curve, edge, next_rate, stable
 from hybridnorm.study.report import rebuild, write_results
 from hybridnorm.study.results import Result, arms
 from hybridnorm.study.statistics import chance
@@ -120,6 +120,16 @@ def test_a_best_that_never_comes_is_flagged_after_the_stated_number_of_steps(
     assert all(len(curve(arm)) == 2 + MOST_RATES for arm in found)
     assert arm_columns(study, found)[RATE] == ["0.064 (edge)"] * 2
     assert "pre-norm, post-norm is at the edge of the grid" in verdict(study, found)
+
+
+def test_an_arm_that_finished_nowhere_has_no_best_rate_to_speak_of(tmp_path: Path) -> None:
+    study = study_of(tmp_path, RATES.replace("extend = true", ""))
+    for run in study.runs:
+        loss, end = (8.0, "diverged") if "post" in run.name else (5.0, "finished")
+        fake_run(tmp_path, run.name, [8.0, loss], end)
+    found = arms(*completed(study, tmp_path))
+    assert "post-norm is at the edge" not in verdict(study, found)
+    assert next_rate(found[1]) == 0.001
 
 
 def test_an_arm_whose_runs_are_not_done_waits(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Counting(Hook):
 
     def log(self, state, steps, row):
         row["count"] = self.count
+        row["mood"] = "good"
 
     def memory(self):
         return {"count": self.count}
@@ -100,9 +101,9 @@ def test_a_hook_that_cannot_be_made_is_one_line_before_the_run(
     place = f"{tmp_path / 'unmade.py'}:{line_of('raise RuntimeError')}"
     monkeypatch.chdir(tmp_path)
     for path, reason in (
-        ("nowhere.Hook", "cannot import nowhere: No module named 'nowhere'"),
-        ("unmade.Hok", "unmade has no hook class 'Hok'"),
-        ("unmade.NoHook", "unmade has no hook class 'NoHook'"),
+        ("nowhere.Hook", "cannot import nowhere.Hook: No module named 'nowhere'"),
+        ("unmade.Hok", "cannot import unmade.Hok: module 'unmade' has no attribute 'Hok'"),
+        ("unmade.NoHook", "unmade.NoHook is no hook class"),
         ("unmade.Broken", f"unmade.Broken() fails in {place}: RuntimeError: no luck"),
     ):
         result = cli("train", "demo", *tiny, "--run-dir", "run", "--train.hooks", path)
@@ -134,11 +135,12 @@ def test_a_checkpoint_keeps_the_memory_of_each_hook(
     (tmp_path / "counting.py").write_text(MEDDLING)
     monkeypatch.chdir(tmp_path)
     tiny = [*tiny, "--train.log-every", "2", "--train.checkpoint-every", "2", "--run-dir", "run"]
-    hooks = ("--train.hooks", "counting.Counting")
+    hooks = ("--train.hooks", "counting.Counting", "--train.trackers", "tensorboard")
     for steps, extra in (("2", ()), ("4", hooks), ("6", hooks)):
         resume = () if steps == "2" else ("--resume",)
         result = cli("train", "demo", *tiny, "--train.steps", steps, *resume, *extra)
         assert result.returncode == 0, result.stderr
+        assert "goes on without" not in result.stdout  # a text of a hook is no number to draw
     assert [row.get("count") for row in read_metrics(tmp_path / "run").train] == [None, 2, 4]
 
 

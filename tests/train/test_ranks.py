@@ -215,7 +215,7 @@ def test_a_run_resumes_in_another_layout(before: str, after: str, runs: Runs) ->
 def numbers_of_experts(run_dir: Path) -> list[float]:
     terms = ("loss", "load_balance_loss", "router_z_loss", "max_expert_load", "router_entropy")
     rows = read_metrics(run_dir).train
-    assert len(rows) == STEPS and not any(row["dropped_tokens"] for row in rows)
+    assert len(rows) == STEPS
     return [row[term] for row in rows for term in terms]
 
 

@@ -66,6 +66,20 @@ def test_a_run_learns_and_says_what_it_did(undisturbed: Path) -> None:
     assert (undisturbed / "placement.toml").exists()
 
 
+def test_best_is_by_the_loss_of_the_checkpoints_own_step(
+    cli: Cli, tiny: list[str], tmp_path: Path
+) -> None:
+    rhythm = ("--train.eval-every", "8", "--train.keep-checkpoints", "9")
+    assert cli("train", "demo", *tiny, *rhythm, "--run-dir", tmp_path).returncode == 0
+    evaluated = {row["step"]: row["val_loss"] for row in read_metrics(tmp_path).evaluations}
+    for path in (tmp_path / "checkpoints").iterdir():
+        meta = json.loads((path / "checkpoint.json").read_text())
+        assert meta["val_loss"] == evaluated.get(meta["step"])
+    assert evaluated.keys() == {8, 16, 20}
+    done = cli("generate", tmp_path, "--prompt", "a", "--checkpoint", "best")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_run_directory_reproduces_the_run(cli: Cli, undisturbed: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     result = cli("train", undisturbed / "recipe.toml", "--run-dir", again)

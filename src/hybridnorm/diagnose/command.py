@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hybridnorm.data import open_data
 from hybridnorm.diagnose.catalogue import named_probes, quick_probes
@@ -13,20 +14,20 @@ from hybridnorm.diagnose.table import Arms, Table, read_table
 from hybridnorm.errors import HybridNormError
 from hybridnorm.files import write_whole
 from hybridnorm.placements import Placement, placement, placement_from_dict
-from hybridnorm.recipe import Recipe, dump_recipe, load_recipe
+from hybridnorm.recipe import Recipe, dump_recipe, load_recipe, run_name
 from hybridnorm.terminal import Screen
 from hybridnorm.train import (
     Trainer,
     World,
     build_model,
     check_identity,
-    choose_checkpoint,
+    find_checkpoint,
     first_nonfinite,
     load_checkpoint,
     open_world,
-    read_meta,
     resolve_auto,
     set_threads,
+    show_problems,
     training_state,
     with_vocabulary,
 )
@@ -41,6 +42,9 @@ class _Target:
     placement: Placement
     out: Path
     checkpoint: Path | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """A line for each damaged checkpoint that was passed over."""
 
 
 def diagnose(
@@ -77,24 +81,24 @@ def diagnose(
 def _initialization(name: str, overrides: Mapping[str, object], out: Path | None) -> _Target:
     recipe = load_recipe(name, overrides).in_steps()
     found = placement(recipe.model.placement)
-    stem = f"{Path(name).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
     title = f"{found.title or found.name} at initialization"
-    return _Target(title, recipe, found, out or Path(FOLDER) / stem)
+    return _Target(title, recipe, found, out or Path(FOLDER) / run_name(name, recipe))
 
 
 def _run(folder: Path, overrides: Mapping[str, object], which: str, out: Path | None) -> _Target:
     if not (folder / "recipe.toml").exists():
         raise HybridNormError(f"{folder}: neither a run (no recipe.toml) nor a study (no runs/)")
-    path, meta, _ = choose_checkpoint(folder, which, read_meta)
-    recipe = load_recipe(folder / "recipe.toml", overrides)
+    path, meta, problems = find_checkpoint(folder, which)
+    recipe = load_recipe(folder / "recipe.toml", overrides).in_steps()
     found = placement_from_dict(meta["placement"])
     when = f"after step {meta['step']}" if meta["step"] else "as it was imported"
     title = f"{folder.name} {when}"
-    return _Target(title, recipe, found, out or folder / FOLDER, path)
+    return _Target(title, recipe, found, out or folder / FOLDER, path, meta, problems)
 
 
 def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
     console = Screen(quiet=not world.is_main)
+    show_problems(target.problems, console)
     data = world.on_main(lambda: open_data(target.recipe.data, console=console))
     recipe = with_vocabulary(target.recipe, data.tokenizer)
     set_threads(recipe.train.threads)
@@ -110,10 +114,9 @@ def _measure(world: World, target: _Target, names: Sequence[str]) -> None:
 
     trainer = start(lambda recipe: recipe)
     if (path := target.checkpoint) is not None:
-        meta = world.on_main(lambda: read_meta(path))
-        check_identity(meta, trainer.identity, path)
+        check_identity(target.meta, trainer.identity, path)
         load_checkpoint(path, training_state(trainer.model, None), world)
-        trainer.step = meta["step"]
+        trainer.step = target.meta["step"]
     hook = Probing(named_probes(names), start)
     trainer.rehearse(hook)
     _check_finite(trainer, hook.tables)

@@ -95,7 +95,6 @@ class BlockRemoval(Probe):
         " this text."
     )
     shown = (("", "loss_increase", "rise of the loss (nats)"),)
-    log = False
 
     def stream(self, view: StreamView) -> Iterator[Reading]:
         for layer, block in enumerate(view.model.blocks, start=1):
@@ -109,7 +108,8 @@ class BlockRemoval(Probe):
             costs = by_layer(table, "loss_increase", step).values()
             used = sum(cost > EPSILON for cost in costs)
             lines.append(
-                f"step {step}: effective depth {used} of {len(costs)} (removal costs > {EPSILON})"
+                f"step {step}: effective depth {used} of {len(costs)} measured "
+                f"(removal costs > {EPSILON})"
             )
         return lines
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from hybridnorm.charts import COLOURS, STYLES, finish
+from hybridnorm.charts import finish, look
 from hybridnorm.diagnose.table import Arms, Table, by_layer, select, steps_of
 
 Panels = Sequence[tuple[str, str, str]]
@@ -81,7 +81,7 @@ def _arms_over_depth(axes: Axes, arms: Arms, sublayer: str, name: str, step: int
         if not layers:
             continue
         values = np.array([[one[layer] for layer in layers] for one in found])
-        colour, style = COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
+        colour, style = look(index)
         axes.plot(layers, values.mean(0), style, color=colour, lw=1.5, marker="o", ms=3, label=arm)
         if len(runs) > 1:
             axes.fill_between(layers, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)

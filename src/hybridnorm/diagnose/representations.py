@@ -40,8 +40,8 @@ class TokenSimilarity(Probe):
 
     def summary(self, table: Table) -> list[str]:
         return [
-            f"step {step}: {values[min(values)]:.3f} (embedding) to {values[max(values)]:.3f} (last"
-            f" block), highest {max(values.values()):.3f}"
+            f"step {step}: {values[min(values)]:.3f} (layer {min(values)}) to "
+            f"{values[max(values)]:.3f} (layer {max(values)}), highest {max(values.values()):.3f}"
             for step in steps_of(table)
             if (values := by_layer(table, "token_similarity", step))
         ]

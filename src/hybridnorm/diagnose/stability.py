@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from hybridnorm.charts import COLOURS, finish
+from hybridnorm.charts import finish, look
 from hybridnorm.diagnose.depth import replaced
 from hybridnorm.diagnose.probe import Probe, Reading, Start, StreamView
 from hybridnorm.diagnose.table import Arms, Table, by_layer, select, steps_of
@@ -188,7 +188,7 @@ class NoWarmup(Probe):
                 losses = by_layer(table, name, steps_of(table)[-1])
                 losses.pop(0, None)
                 label = f"{arm} {name} warm-up" if table is runs[0] else None
-                colour = COLOURS[index % len(COLOURS)]
+                colour = look(index)[0]
                 axes.plot([*losses], [*losses.values()], style, color=colour, lw=1.3, label=label)
         finish(axes, "step", "training loss (nats per token)")
         axes.legend(frameon=False, fontsize=8)
@@ -266,7 +266,7 @@ def _over_rates(arms: Arms) -> Figure:
     for index, (arm, runs) in enumerate(arms.items()):
         for number, table in enumerate(runs):
             label = arm if number == 0 and arm else None
-            axes.plot(*_curve(table), color=COLOURS[index % len(COLOURS)], lw=1.3, label=label)
+            axes.plot(*_curve(table), color=look(index)[0], lw=1.3, label=label)
     axes.set_xscale("log")
     finish(axes, "learning rate", "training loss (nats per token)")
     if any(arms):

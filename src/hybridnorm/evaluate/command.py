@@ -98,7 +98,7 @@ def open_candidate(model: Path, options: EvaluateOptions) -> Candidate:
 
 @contextmanager
 def _bar(console: Screen, title: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     with Progress(
         *columns,
         TimeRemainingColumn(),

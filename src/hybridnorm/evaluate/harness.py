@@ -138,9 +138,9 @@ class _Generation(Continuation):
         stops = options.get("until") or []
         self.stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
         given = options.get("max_gen_toks", options.get("max_new_tokens", _NEW_TOKENS))
-        self.max_new = min(int(given), lm.max_length - 1)
+        self.max_new = max(1, min(int(given), lm.max_length - 1))
         ids = lm.tok_encode(context) or [lm.prefix_token_id]
-        fits = lm.max_length - self.max_new
+        fits = max(1, lm.max_length - self.max_new)
         lm.truncated += len(ids) > fits
         self.prompt = ids[-fits:]
         self.most = len(self.prompt) + self.max_new

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, in_a_line, nearest
 from hybridnorm.evaluate.offline import offline_task
 from hybridnorm.evaluate.quiet import quiet
 from hybridnorm.evaluate.results import Estimate, TaskScore
@@ -79,7 +79,7 @@ class Tasks:
             except HybridNormError:
                 raise
             except (ValueError, KeyError, TypeError, ImportError) as error:
-                raise HybridNormError(f"tasks: lm-eval fails: {_line(error)}") from error
+                raise HybridNormError(f"tasks: lm-eval fails: {in_a_line(error)}") from error
         return [_score(name, results) for name in results["results"]]
 
 
@@ -125,7 +125,7 @@ def _load(name: str, offline: bool) -> dict[str, Any]:
         raise
     except Exception as error:  # of datasets, the hub, a task's own code
         raise HybridNormError(
-            f"tasks: {name} cannot be loaded: {_line(error)}; without a network, use --offline"
+            f"tasks: {name} cannot be loaded: {in_a_line(error)}; without a network, use --offline"
         ) from None
 
 
@@ -170,7 +170,3 @@ def _fixed_seeds() -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

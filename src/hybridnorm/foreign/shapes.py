@@ -33,7 +33,7 @@ def check_shapes(config: Mapping[str, Any], asked: Shapes, held: Shapes) -> None
         if asked[name] != held[name]:
             unlike = {a for a, h in zip(asked[name], held[name], strict=False) if a != h}
             heads = config.get("head_dim") or 1
-            fields = _named(config, unlike | {size // heads for size in unlike if heads})
+            fields = _named(config, unlike | {size // heads for size in unlike})
             raise HybridNormError(
                 f"{fields}: {name!r} of the weights has shape {list(held[name])}, the "
                 f"configuration asks for {list(asked[name])}"

@@ -1,5 +1,6 @@
 """`hybridnorm inspect`: what a run, or a folder of `transformers`, holds, on one screen."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hybridnorm.model import ModelConfig, parameter_counts
 from hybridnorm.placements import Placement, placement
 from hybridnorm.recipe import load_recipe
 from hybridnorm.terminal import Screen
-from hybridnorm.text import size
+from hybridnorm.text import number, size
 from hybridnorm.train.checkpoint import list_checkpoints, read_meta
 from hybridnorm.train.preflight import (
     parameters_in_words,
@@ -56,19 +57,23 @@ def _run(run_dir: Path) -> Iterator[tuple[str, str]]:
     seen, planned = step * recipe.train.tokens_per_step, recipe.train.planned_tokens
     yield "tokens", f"{seen:,} seen, {planned:,} planned"
     if metrics and metrics.train:
-        yield "training loss", f"{metrics.train[-1]['loss']:.4f} at step {step:,}"
+        yield "training loss", f"{number(metrics.train[-1]['loss'], '.4f')} at step {step:,}"
     if metrics and metrics.evaluations:
-        best = min(metrics.evaluations, key=lambda row: row["val_loss"] or float("inf"))
+        best = min(metrics.evaluations, key=_held_out_loss)
         last = metrics.evaluations[-1]
         yield (
             "held-out loss",
             (
-                f"{last['val_loss']:.4f} at step {last['step']:,}; "
-                f"best {best['val_loss']:.4f} at step {best['step']:,}"
+                f"{number(last['val_loss'], '.4f')} at step {last['step']:,}; "
+                f"best {number(best['val_loss'], '.4f')} at step {best['step']:,}"
             ),
         )
     yield "tokenizer", _tokenizer(run_dir)
     yield "checkpoints", "\n".join(map(_checkpoint, list_checkpoints(run_dir))) or "none"
+
+
+def _held_out_loss(row: Mapping[str, Any]) -> float:
+    return math.inf if row["val_loss"] is None else row["val_loss"]
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, str]]:

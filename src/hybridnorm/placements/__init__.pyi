@@ -2,6 +2,7 @@ from .equivalence import equivalents as equivalents
 from .equivalence import same_function_class as same_function_class
 from .override import Override as Override
 from .override import Patch as Patch
+from .override import patch as patch
 from .parse import placement_from_dict as placement_from_dict
 from .parse import placement_to_dict as placement_to_dict
 from .properties import stream_norms as stream_norms

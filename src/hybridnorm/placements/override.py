@@ -1,7 +1,8 @@
 """Which blocks of a placement differ from the others, and in which fields."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from hybridnorm.errors import HybridNormError
 from hybridnorm.text import count
@@ -13,6 +14,12 @@ _SELECTOR = re.compile(
     r"|blocks (?P<listed>[1-9]\d*(?:, ?[1-9]\d*)*)",
     re.ASCII,
 )
+
+
+def patch(base: Any, other: Any) -> Patch:
+    """The fields in which `other` differs from `base`, a spec of the same kind."""
+    values = ((field.name, getattr(other, field.name)) for field in fields(base))
+    return tuple((name, value) for name, value in values if value != getattr(base, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +43,8 @@ class Override:
             )
         for name in ("attention", "feed_forward"):
             # The order of a patch means nothing, so equal patches should compare equal.
-            patch = sorted(getattr(self, name), key=lambda item: item[0])
-            object.__setattr__(self, name, tuple(patch))
+            ordered = sorted(getattr(self, name), key=lambda item: item[0])
+            object.__setattr__(self, name, tuple(ordered))
 
     def selects(self, layer: int, n_layers: int) -> bool:
         match = _SELECTOR.fullmatch(self.layers)

@@ -12,5 +12,6 @@ from .load import dump_recipe as dump_recipe
 from .load import load_fields as load_fields
 from .load import load_recipe as load_recipe
 from .load import read_toml as read_toml
+from .load import run_name as run_name
 from .overrides import CommandLine as CommandLine
 from .overrides import split_overrides as split_overrides

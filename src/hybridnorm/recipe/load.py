@@ -41,6 +41,11 @@ def read_toml(name_or_path: str | Path, folder: str = "") -> dict[str, Any]:
     return files.read_toml(known[text])
 
 
+def run_name(name_or_path: str | Path, recipe: Recipe) -> str:
+    """What a run of `recipe`, loaded by that name, is called where nobody names it."""
+    return f"{Path(name_or_path).stem}-{Path(recipe.model.placement).stem}-seed{recipe.seed}"
+
+
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
     """A recipe by built-in name or path, with dotted overrides such as `{"model.d_model": 64}`.
 

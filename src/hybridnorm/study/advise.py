@@ -126,7 +126,7 @@ def advice(study: Study, folder: Path, recipe: Recipe) -> list[str]:
     return [
         f"Train with {best.value} at learning rate {rate:g}: hybridnorm train {advised}",
         *_confidence(best, ranked[1:]),
-        *_doubts(study, recipe, found, best),
+        *_doubts(study, recipe, found),
     ]
 
 
@@ -160,7 +160,8 @@ def _shortened(name: str, overrides: Mapping[str, object], steps: int) -> dict[s
     """Fields of a run of fewer steps, its schedule in proportion."""
     recipe = load_recipe(name, overrides).in_steps()
     schedule, part = recipe.schedule, steps / recipe.train.steps
-    fields = {
+    fields: dict[str, Any] = {
+        "evaluate.tasks": (),
         "train.steps": steps,
         "train.eval_every": max(1, steps // 4),
         "train.checkpoint_every": steps,
@@ -175,6 +176,7 @@ def _shortened(name: str, overrides: Mapping[str, object], steps: int) -> dict[s
 def _pace(study: Study, jobs: int, console: Console) -> Pace:
     """Measured with short runs."""
     short = {
+        "evaluate.tasks": (),  # advice rests on the held-out loss alone
         "schedule.decay_steps": None,
         "schedule.warmup_steps": 1,
         "train.steps": _TRIAL,
@@ -221,7 +223,7 @@ def _confidence(best: Arm, others: Sequence[Arm]) -> Iterator[str]:
         yield "Confidence: low between those not told apart; take the one that you know better."
 
 
-def _doubts(study: Study, recipe: Recipe, found: Sequence[Arm], best: Arm) -> Iterator[str]:
+def _doubts(study: Study, recipe: Recipe, found: Sequence[Arm]) -> Iterator[str]:
     """What would change the answer."""
     steps, asked = study.runs[0].recipe.train.steps, recipe.train.steps
     if steps < asked:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from hybridnorm.charts import COLOURS, STYLES, finish
+from hybridnorm.charts import finish, look
 from hybridnorm.files import write_whole
 from hybridnorm.study.plan import RATE, Study
 from hybridnorm.study.rates import curve, has_rates
@@ -141,7 +141,7 @@ def _rates(study: Study, found: Sequence[Arm]) -> Chart:
                     point.rate,
                     height,
                     "x",
-                    color=_look(index)[0],
+                    color=look(index)[0],
                     transform=axes.get_xaxis_transform(),
                 )
     if has_data(axes):
@@ -174,7 +174,7 @@ def _band(
     marker: str,
 ) -> list[Row]:
     """Draw the mean of `runs` at each `x`, and from the lowest to the highest; return the rows."""
-    colour, style = _look(index)
+    colour, style = look(index)
     shown = [(float(np.mean(at)), float(min(at)), float(max(at))) for at in runs]
     mean, low, high = np.array(shown).reshape(-1, 3).T
     axes.plot(x, mean, style, color=colour, marker=marker, ms=3, lw=1.5, label=arm_label(arm.value))
@@ -184,10 +184,6 @@ def _band(
         dict(zip(names, (arm.value, float(at), *numbers), strict=True))
         for at, numbers in zip(x, shown, strict=True)
     ]
-
-
-def _look(index: int) -> tuple[str, str]:
-    return COLOURS[index % 8], STYLES[index // 8 % 4]
 
 
 def _legend(axes: Axes, study: Study) -> None:
@@ -208,11 +204,11 @@ def _final(study: Study, found: Sequence[Arm]) -> Chart:
         for result in arm.best:
             if (loss := result.held_out(arm.measure)) is not None:
                 by_seed.setdefault(result.seed, []).append((loss, index))
-                axes.plot(loss, index, "o", color=COLOURS[index % 8], ms=6, alpha=0.8)
+                axes.plot(loss, index, "o", color=look(index)[0], ms=6, alpha=0.8)
                 where = {study.compare: arm.value, "run": result.run.name, "seed": result.seed}
                 rows.append({**where, arm.measure: loss})
         if arm.val_loss is not None:
-            axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=COLOURS[index % 8])
+            axes.plot([arm.val_loss] * 2, [index - 0.3, index + 0.3], color=look(index)[0])
     for points in by_seed.values():
         axes.plot(*zip(*points, strict=True), color="0.7", lw=0.8, zorder=0)
     axes.set_yticks(range(len(found)), [arm_label(arm.value) for arm in found])

@@ -22,8 +22,7 @@ from hybridnorm.processes import STARTED_BY, is_held
 from hybridnorm.study.folder import is_started, recipe_file, run_dir
 from hybridnorm.study.plan import Run
 from hybridnorm.study.results import DONE, Result, read_result
-from hybridnorm.study.tables import number
-from hybridnorm.text import clock, count
+from hybridnorm.text import clock, count, number
 from hybridnorm.train.report import newest_row, seconds_left
 
 _POLL = 0.5  # seconds

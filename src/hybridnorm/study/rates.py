@@ -62,17 +62,22 @@ def curve(arm: Arm) -> list[Point]:
 
 def edge(arm: Arm) -> Literal["", "lowest", "highest"]:
     """Whether the arm's best rate is the last one tried on a side: a better one may lie beyond."""
+    if arm.val_loss is None:
+        return ""
     rates = [point.rate for point in curve(arm)]
-    if arm.val_loss is None or arm.settings[RATE] == rates[0]:
+    if arm.settings[RATE] == rates[0]:
         return "lowest"
     return "highest" if arm.settings[RATE] == rates[-1] else ""
 
 
 def next_rate(arm: Arm) -> float | None:
-    """The rate beyond the edge, a step as wide as the last one; None where the best is inside."""
+    """The rate beyond the edge, a step as wide as the last one; None where the best is inside.
+
+    Of an arm that lost a run at every rate it is the one below the lowest.
+    """
     rates = [point.rate for point in curve(arm)]
     ends = {"lowest": (rates[0], rates[1]), "highest": (rates[-1], rates[-2])}
-    if not (side := edge(arm)):
+    if not (side := "lowest" if arm.val_loss is None else edge(arm)):
         return None
     last, before = ends[side]
     return float(f"{last * last / before:.6g}")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
-from hybridnorm.charts import COLOURS, finish
+from hybridnorm.charts import finish, look
 from hybridnorm.html_page import html_figure, html_table
 from hybridnorm.study.figures import (
     Chart,
@@ -188,7 +188,7 @@ def scaling_chart(found: Sequence[Scaling]) -> Chart:
     for axes, name in zip(np.ravel(figure.subplots(len(axes_names))), axes_names, strict=True):
         for one in found:
             if one.axis == name:
-                _draw(axes, one, COLOURS[names.index(one.arm) % len(COLOURS)])
+                _draw(axes, one, look(names.index(one.arm))[0])
         log_sizes(axes)
         finish(axes, name, "held-out loss (nats per token)")
         as_written(axes.legend(frameon=False).get_texts())

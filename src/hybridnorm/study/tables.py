@@ -11,6 +11,7 @@ from hybridnorm.study.plan import RATE, Study
 from hybridnorm.study.rates import edge, has_rates, stable
 from hybridnorm.study.results import Arm, Result, arms
 from hybridnorm.study.statistics import LEVEL, Comparison, Estimate, pairs_to_resolve
+from hybridnorm.text import number
 
 STABLE = "largest stable rate"
 _WORTH = 0.01
@@ -42,7 +43,7 @@ def arm_columns(study: Study, found: Sequence[Arm]) -> dict[str, list[str]]:
     for name in found[0].settings:
         columns[name] = ["–" if arm.val_loss is None else str(arm.settings[name]) for arm in found]
     if has_rates(found):
-        edges = [" (edge)" if arm.val_loss is not None and edge(arm) else "" for arm in found]
+        edges = [" (edge)" if edge(arm) else "" for arm in found]
         columns[RATE] = [rate + at for rate, at in zip(columns[RATE], edges, strict=True)]
     columns["held-out loss"] = [number(arm.val_loss, ".4f") for arm in found]
     columns["perplexity"] = [number(perplexity(arm), ".2f") for arm in found]
@@ -126,11 +127,6 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def number(value: float | None, spec: str) -> str:
-    """A number in its format, or a dash where it is not known."""
-    return "–" if value is None else format(value, spec)
 
 
 def _signed(value: float) -> str:

@@ -1,7 +1,6 @@
 from .auto import resolve_auto as resolve_auto
 from .auto import set_threads as set_threads
 from .batches import Batch as Batch
-from .checkpoint import choose_checkpoint as choose_checkpoint
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import read_meta as read_meta
 from .checkpoint import training_state as training_state
@@ -9,6 +8,7 @@ from .generation import generate_text as generate_text
 from .hooks import Hook as Hook
 from .hooks import Row as Row
 from .hooks import State as State
+from .import_path import import_object as import_object
 from .imported import write_imported as write_imported
 from .loop import Trainer as Trainer
 from .non_finite import first_nonfinite as first_nonfinite
@@ -18,6 +18,7 @@ from .run import build_model as build_model
 from .run import train as train
 from .run import with_vocabulary as with_vocabulary
 from .run_dir import check_identity as check_identity
+from .run_dir import find_checkpoint as find_checkpoint
 from .run_dir import show_problems as show_problems
 from .trained import Trained as Trained
 from .trained import load_trained as load_trained

@@ -89,7 +89,7 @@ class Trainer:
         self.step, self.seconds, self.val_loss = meta["step"], meta["seconds"], meta["val_loss"]
         self.saved_at = self.step
         self.guard.total, self.guard.in_row = meta["skipped_steps"]
-        self.memory = meta["hooks"] if "hooks" in meta else {"SpikeScores": meta["spikes"]}
+        self.memory = meta["hooks"]
         return problems
 
     def start(self, run_dir: Path) -> list[str]:
@@ -314,7 +314,7 @@ class Trainer:
         meta: dict[str, Any] = {
             **self.identity,
             "seconds": self.seconds,
-            "val_loss": self.val_loss,
+            "val_loss": self.val_loss if self._due(self.config.eval_every) else None,
             "skipped_steps": (self.guard.total, self.guard.in_row),
             "hooks": {hook.name: kept for hook in self.hooks if (kept := hook.memory())},
         }

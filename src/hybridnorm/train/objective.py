@@ -30,8 +30,6 @@ def objective(model: Transformer, batch: Batch, config: TrainConfig, world: Worl
     if losses.routing is None:
         return Objective(losses.total, terms, {})
     routing = losses.routing
-    n_assigned = batch.input_ids.numel() * model.config.top_k
-    dropped = (n_assigned - routing.counts.sum(-1)).sum()
     # The load of a micro-batch is that of all ranks (arXiv 2501.11873): the mean of the ranks'
     # losses is then the loss of a single rank that has all tokens.
     routing = routing._replace(counts=world.mean(routing.counts))
@@ -42,7 +40,6 @@ def objective(model: Transformer, batch: Batch, config: TrainConfig, world: Worl
     watched = {
         "max_expert_load": (routing.counts.amax(-1) / routing.counts.mean(-1)).amax(),
         "router_entropy": routing.entropy.mean(),
-        "dropped_tokens": dropped,
     }
     total = sum(of_routers.values(), losses.total)
     return Objective(total, terms | of_routers, watched)

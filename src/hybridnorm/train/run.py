@@ -69,7 +69,7 @@ def train(
     # What is missing should fail before any rank waits for another.
     placement(recipe.model.placement)
     check_installed(recipe.train.trackers)
-    imported_hooks(recipe)
+    hooks = [*hooks, *imported_hooks(recipe)]
     with open_world(recipe.train.device, recipe.parallel) as world:
         return train_on(world, recipe, run_dir, resume=resume, force=force, hooks=hooks)
 
@@ -83,7 +83,7 @@ def train_on(
     force: bool = False,
     hooks: Sequence[Hook] = (),
 ) -> int:
-    """`train` on ranks that are joined already; every rank calls it."""
+    """`train` on ranks that are joined already, watched by `hooks`; every rank calls it."""
     console = _TrainingConsole(quiet=not world.is_main)
     chosen = placement(recipe.model.placement)
     data = world.on_main(lambda: open_data(recipe.data, console=console))
@@ -110,7 +110,7 @@ def train_on(
             console.print(f"{name}: {new} from step {trainer.step + 1} on, {old} before")
         world.on_main(lambda: describe_run(run_dir, recipe, chosen, data.tokenizer, world.device))
         trainer.run(
-            reporting_hooks(recipe, run_dir, world, console, [*hooks, *imported_hooks(recipe)]),
+            reporting_hooks(recipe, run_dir, world, console, hooks),
             lambda line: console.print(line),
             **({"changed": changed} if changed else {}),
         )

@@ -18,7 +18,7 @@ class Trained:
     recipe: Recipe
     step: int
     val_loss: float | None
-    """In nats per token, at the last evaluation before the checkpoint."""
+    """In nats per token; None where this step was not evaluated."""
     problems: list[str]
     """A line for each damaged checkpoint that was passed over."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridnorm.data.prepare.formats import Bad, Format, Slice, Text, checked, optional_module
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, in_a_line
 
 _ROWS = 1000  # read at a time
 
@@ -27,7 +27,7 @@ def _parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except _damage() as error:
-        raise HybridNormError(f"{path} is not a parquet file: {_first_line(error)}") from None
+        raise HybridNormError(f"{path} is not a parquet file: {in_a_line(error)}") from None
 
 
 def _cut_parquet(path: Path, target: int) -> list[tuple[int, int, int]]:
@@ -55,7 +55,7 @@ def _read_parquet(piece: Slice, text_field: str) -> Iterator[Text | Bad]:
                 yield from _texts(batch.column(0), text_field, row)
                 row += len(batch)
         except _damage() as error:
-            reason = f"row group {group} is corrupt from here on: {_first_line(error)}"
+            reason = f"row group {group} is corrupt from here on: {in_a_line(error)}"
             yield Bad(row + 1, reason, max(end - row, 1))
 
 
@@ -73,7 +73,7 @@ def _texts(column: Any, text_field: str, row: int) -> Iterator[Text | Bad]:
                 column.slice(place, 1).validate(full=True)
             yield checked(column[place].as_py(), text_field, row + place + 1)
         except damage as error:
-            yield Bad(row + place + 1, f"{text_field!r} is corrupt: {_first_line(error)}")
+            yield Bad(row + place + 1, f"{text_field!r} is corrupt: {in_a_line(error)}")
 
 
 def _dataset(path: str) -> Any:
@@ -81,7 +81,7 @@ def _dataset(path: str) -> Any:
     try:
         dataset = datasets.load_from_disk(path)
     except Exception as error:  # the library raises whatever it stumbles over
-        raise HybridNormError(f"{path} is a damaged dataset: {_first_line(error)}") from None
+        raise HybridNormError(f"{path} is a damaged dataset: {in_a_line(error)}") from None
     for file in dataset.cache_files:
         if Path(file["filename"]).resolve().parent != Path(path).resolve():
             raise HybridNormError(f"{path} is a damaged dataset: it names {file['filename']}")
@@ -109,10 +109,6 @@ def _require_column(name: str, names: list[str], path: str) -> None:
         raise HybridNormError(
             f"{path}: no column {name!r}, only {', '.join(names)}; set text_field"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 PARQUET = Format(_cut_parquet, _read_parquet)

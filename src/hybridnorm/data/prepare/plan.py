@@ -18,6 +18,7 @@ from hybridnorm.data.prepare.sources import Found
 from hybridnorm.data.tokenizer import load_tokenizer, tokenizer_file
 from hybridnorm.errors import HybridNormError, check_unused
 from hybridnorm.files import read_json
+from hybridnorm.processes import lock
 
 PLAN = "plan.json"
 
@@ -64,9 +65,12 @@ def claimed(out: Path, plan: dict[str, Any], console: Console) -> Iterator[None]
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise HybridNormError(f"cannot write {out}: {reason}; name another folder") from None
-    lock = os.open(out, os.O_RDONLY)
+    held = os.open(out, os.O_RDONLY)
     try:
-        _lock(lock, out, console)
+        if not lock(held):
+            line = f"waiting for another process that prepares {out}"
+            console.print(line, soft_wrap=True, markup=False)
+            fcntl.flock(held, fcntl.LOCK_EX)
         if (out / MANIFEST).exists():
             _check_same(out, read_manifest(out).plan, plan)
         elif (out / WORK / PLAN).exists():
@@ -77,7 +81,7 @@ def claimed(out: Path, plan: dict[str, Any], console: Console) -> Iterator[None]
             )
         yield
     finally:
-        os.close(lock)
+        os.close(held)
 
 
 def _unfinished(out: Path) -> dict[str, Any]:
@@ -85,15 +89,6 @@ def _unfinished(out: Path) -> dict[str, Any]:
         return read_json(out / WORK / PLAN)
     except HybridNormError as error:
         raise HybridNormError(f"{error}; {remedy(out)}") from None
-
-
-def _lock(descriptor: int, out: Path, console: Console) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        line = f"waiting for another process that prepares {out}"
-        console.print(line, soft_wrap=True, markup=False)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _check_same(out: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:

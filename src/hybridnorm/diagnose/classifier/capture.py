@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hybridnorm.diagnose.classifier.norms import FoundNorm, probe_module
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, in_a_line
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any] | None
 
@@ -60,7 +60,7 @@ def capture(module: nn.Module, example_inputs: Inputs) -> Captured:
         try:
             watched = _run(module, args, kwargs)
         except Exception as error:  # the module's own
-            problem = problem or " ".join(str(error).split()) or type(error).__name__
+            problem = problem or in_a_line(error)
             continue
         blocks = _stack(module, watched)
         if blocks:

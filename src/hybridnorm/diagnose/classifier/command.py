@@ -1,19 +1,17 @@
 """`hybridnorm classify MODULE`."""
 
-import importlib
-import sys
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from hybridnorm.diagnose.classifier.capture import Inputs
 from hybridnorm.diagnose.classifier.model import Report, classify
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, in_a_line
 from hybridnorm.files import write_whole
 from hybridnorm.foreign import load_model
 from hybridnorm.placements.show import save_drawing
 from hybridnorm.terminal import Screen
+from hybridnorm.train import import_object
 
 
 def classify_command(
@@ -44,20 +42,13 @@ def classify_command(
 
 
 def _imported(path: str) -> tuple[nn.Module, Inputs]:
-    module_name, _, name = path.replace(":", ".").rpartition(".")
-    if not module_name:
-        raise HybridNormError(
-            f"{path}: no folder and no import path, such as mypkg.blocks.make_block"
-        )
-    if "" not in sys.path:
-        sys.path.append("")
-    try:
-        found: Any = getattr(importlib.import_module(module_name), name)
-        if not isinstance(found, nn.Module):
+    found = import_object(path.replace(":", "."), "no folder, and no module")
+    if not isinstance(found, nn.Module):
+        try:
             found = found()
-    except Exception as error:  # the user's code
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise HybridNormError(f"{path}: cannot make a module of it: {reason}") from None
+        except (Exception, SystemExit) as error:  # the user's code
+            reason = in_a_line(error)
+            raise HybridNormError(f"{path}: cannot make a module of it: {reason}") from None
     module, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(module, nn.Module):
         raise HybridNormError(f"{path}: gives no nn.Module, but {type(module).__name__}")

@@ -15,6 +15,7 @@ from hybridnorm.placements import (
     Override,
     Placement,
     Scale,
+    patch,
     strategies,
 )
 
@@ -129,7 +130,7 @@ def _placement(blocks: list[Placed], **ends: Norm | None) -> Placement:
     overrides = []
     for edge, block in (("first", blocks[0]), ("last", blocks[-1])):
         patches = {
-            part: _patch(getattr(base, part), getattr(block.spec, part))
+            part: patch(getattr(base, part), getattr(block.spec, part))
             for part in ("attention", "feed_forward")
         }
         if any(patches.values()):
@@ -143,14 +144,6 @@ def _placement(blocks: list[Placed], **ends: Norm | None) -> Placement:
         topology=base.topology,
         shared_norm=base.shared_norm,
         **ends,  # type: ignore[arg-type]
-    )
-
-
-def _patch(base: Any, other: Any) -> tuple[tuple[str, object], ...]:
-    return tuple(
-        (f.name, getattr(other, f.name))
-        for f in fields(base)
-        if getattr(other, f.name) != getattr(base, f.name)
     )
 
 

@@ -84,7 +84,7 @@ def read_block(graph: Graph) -> FoundBlock:
     if not found:
         raise HybridNormError("module: it adds nothing to its input, so it has no sublayers")
     steps, _ = graph.back(output)
-    _post(found[-1], steps)
+    _place(found[-1], "post", steps)
     return FoundBlock(found)
 
 
@@ -138,18 +138,15 @@ def _sublayer(
     if attends:
         _inner_attention(graph, sublayer, attends, core)
     elif graph.is_projection(core):
-        _place(graph, sublayer, "mid", graph.back(core.nodes[0])[0])
+        _place(sublayer, "mid", graph.back(core.nodes[0])[0])
     else:
         sublayer.unknown.append("mid norm: the network does not end in one product (experts)")
     return sublayer
 
 
 def _branch_scale(sublayer: FoundSublayer, steps: list[Step], sign: float) -> None:
-    factors = [step for step in steps if step.norm is None]
-    for step in steps:
-        if step.norm:
-            sublayer.norms["output"] = step.norm
-    _scale(sublayer, "branch", factors, sign)
+    _place(sublayer, "output", steps)
+    _scale(sublayer, "branch", [step for step in steps if step.norm is None], sign)
 
 
 def _scale(sublayer: FoundSublayer, place: str, steps: list[Step], sign: float = 1.0) -> None:
@@ -194,7 +191,7 @@ def _entry(
     shared = [step for step in read if not same or step in same[0]]
     own = [step for step in read if step not in shared]
     if before and base is not graph.trace.x and any(step.norm for step in shared):
-        _post(before[-1], shared)
+        _place(before[-1], "post", shared)
     else:
         own = [*own, *shared]
         sublayer.skip = "normed" if same and any(step.norm for step in shared) else "raw"
@@ -219,13 +216,7 @@ def _entry(
     }[sublayer.skip]
 
 
-def _post(sublayer: FoundSublayer, steps: list[Step]) -> None:
-    for step in steps:
-        if step.norm:
-            sublayer.norms["post"] = step.norm
-
-
-def _place(graph: Graph, sublayer: FoundSublayer, place: str, steps: list[Step]) -> None:
+def _place(sublayer: FoundSublayer, place: str, steps: list[Step]) -> None:
     for step in steps:
         if step.norm:
             sublayer.norms[place] = step.norm
@@ -250,7 +241,7 @@ def _inner_attention(
             _head_norm(graph, sublayer, letter, node, min(widths))
     if graph.is_projection(core):
         steps, _ = graph.back(core.nodes[0])
-        _place(graph, sublayer, "context", steps)
+        _place(sublayer, "context", steps)
         if "context" in sublayer.norms:
             _axis(sublayer, "context", min(widths))
     else:

@@ -23,7 +23,6 @@ class Node:
     operands: list["Node | Tensor"]
     """Of the operation: nodes, and the tensors that depend on no input (weights, constants)."""
     numbers: list[float]
-    keywords: Mapping[str, Any]
     module: str
     index: int
     of_x: bool
@@ -89,7 +88,7 @@ class _Recorder(TorchDispatchMode):
                 return out
             change = self.replace.get(len(self.nodes))
             out = out if change is None else change(out)
-            self.add(out, func.__name__.split(".")[0], operands, numbers, kwargs or {})
+            self.add(out, func.__name__.split(".")[0], operands, numbers)
             return out
 
         return tree_map(record, result)
@@ -100,7 +99,6 @@ class _Recorder(TorchDispatchMode):
         op: str,
         operands: list[Node | Tensor],
         numbers: list[float],
-        keywords: Mapping[str, Any],
     ) -> Node:
         nodes = [o for o in operands if isinstance(o, Node)]
         is_float = out.is_floating_point() or out.is_complex()
@@ -109,7 +107,6 @@ class _Recorder(TorchDispatchMode):
             value=out.detach().clone(),
             operands=operands,
             numbers=numbers,
-            keywords=keywords,
             module=self.path[-1],
             index=len(self.nodes),
             of_x=is_float and any(n.of_x for n in nodes),
@@ -134,11 +131,11 @@ def trace(
         replace: by a node's index, what becomes of its value.
     """
     recorder = _Recorder(replace or {})
-    entry = recorder.add(x, "input", [], [], {})
+    entry = recorder.add(x, "input", [], [])
     entry.of_x = True
     for other in tree_leaves((args, dict(kwargs))):
         if isinstance(other, Tensor) and id(other) not in recorder.by_id:
-            node = recorder.add(other, "input", [], [], {})
+            node = recorder.add(other, "input", [], [])
             # Another sequence for attention, not the cosines of a rotary embedding or a mask.
             is_sequence = other.ndim == x.ndim and other.shape[-1] == x.shape[-1]
             node.of_memory = is_sequence and other.is_floating_point()

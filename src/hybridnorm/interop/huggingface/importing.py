@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridnorm.data import load_tokenizer
-from hybridnorm.errors import HybridNormError, naming
+from hybridnorm.errors import HybridNormError, in_a_line, naming
 from hybridnorm.files import read_json, read_text
 from hybridnorm.foreign import CONFIG, load_model, loading, read_config
 from hybridnorm.interop.huggingface.configuration_hybridnorm import HybridNormConfig
@@ -130,7 +130,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
             f"{path}: holds more than tensors, which could run code; save its state dict alone"
         ) from None
     except Exception as error:  # whatever reads a damaged file raises
-        raise HybridNormError(f"{path}: cannot load: {_first_line(error)}") from None
+        raise HybridNormError(f"{path}: cannot load: {in_a_line(error)}") from None
     with naming(path):
         whole = _table(loaded, "state dict")
         config = whole.get("config")
@@ -189,7 +189,3 @@ def _tokenizer(source: Path, model: Transformer) -> Path | None:
     if needed > has:
         raise HybridNormError(f"{path}: has {needed} tokens, but the model has only {has}")
     return path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,8 +16,8 @@ from hybridnorm.placements import (
     FeedForwardSpec,
     Norm,
     Override,
-    Patch,
     Placement,
+    patch,
 )
 from hybridnorm.ranges import Count, Layers, Positive, Ranged
 from hybridnorm.strict_toml import build
@@ -200,8 +200,8 @@ def _placement(
         overrides.append(
             Override(
                 layers=f"blocks {layer + 1}",
-                attention=_patch(block.attention, special.attention),
-                feed_forward=_patch(block.feed_forward, special.feed_forward),
+                attention=patch(block.attention, special.attention),
+                feed_forward=patch(block.feed_forward, special.feed_forward),
             )
         )
     kind = _norm(config, affine=config.layer_norm_with_affine)
@@ -243,11 +243,6 @@ def _block(config: _Settings, qk_axis: _Axis) -> BlockSpec:
             skip="normed" if ffn_normed else "raw",
         ),
     )
-
-
-def _patch(base: Any, special: Any) -> Patch:
-    pairs = ((f.name, getattr(special, f.name)) for f in fields(base))
-    return tuple((name, value) for name, value in pairs if value != getattr(base, name))
 
 
 def _model_config(config: _Settings) -> ModelConfig:

@@ -44,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         if gain is None:
             mean = product.mean(-1, keepdim=True)
         else:
-            rows = product.flatten(0, -2)
+            rows = product.reshape(-1, x.shape[-1])
             gain_grad = rows.sum(0, dtype=gain.dtype)
             low = gain.to(x.dtype)
             mean = rows.mv(low).div_(x.shape[-1]).view_as(inverse)

@@ -82,7 +82,7 @@ def choose_checkpoint(
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the lowest held-out loss at its step."""
+    """The checkpoint with the lowest held-out loss, of those whose step was evaluated."""
     losses = {path: _val_loss(path) for path in list_checkpoints(run_dir)}
     known = {path: loss for path, loss in losses.items() if loss is not None}
     return min(known, key=lambda path: known[path], default=None)

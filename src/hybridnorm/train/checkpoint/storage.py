@@ -11,7 +11,6 @@ ranks, in any layout, reads what another wrote.
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Collection, Iterator
@@ -33,17 +32,15 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from hybridnorm.data import checksum
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, in_a_line
 from hybridnorm.files import read_json, read_text, write_whole
-from hybridnorm.placements import HEAD_NORMS
 from hybridnorm.train.checkpoint.retention import FOLDER, META, clear_partial, partial_path, prune
 from hybridnorm.train.optim import Optimizers, optimizer_state
 from hybridnorm.train.world import World
 
 State = dict[str, Tensor]
 _SUFFIX = ".safetensors"
-_META_CHECKSUM = "checkpoint.sha256"  # older checkpoints have none
-_HEAD_NORM = re.compile(rf"\b({'|'.join(HEAD_NORMS)})\.")
+_META_CHECKSUM = "checkpoint.sha256"
 
 
 def training_state(model: nn.Module, optimizer: Optimizers | None) -> State:
@@ -158,7 +155,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / META
     try:
         meta = read_json(path)
-        if (own := checkpoint / _META_CHECKSUM).exists() and read_text(own) != checksum(path):
+        if read_text(checkpoint / _META_CHECKSUM) != checksum(path):
             raise HybridNormError(f"{path} is damaged (wrong checksum)")
         for name, digest in _files(checkpoint, meta).items():
             path = checkpoint / name
@@ -215,8 +212,6 @@ def _open(checkpoint: Path, state: State) -> tuple[HuggingFaceStorageReader, Sta
         found: dict[str, Any] = reader.read_metadata().state_dict_metadata
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HybridNormError(f"{checkpoint}: is damaged: {_root_cause(error)}") from None
-    if any("_norm.norm." in name for name in found):  # before version 0.2
-        state = {_HEAD_NORM.sub(r"\1.norm.", name): tensor for name, tensor in state.items()}
     if not any(name.startswith("optimizer.") for name in state):
         found = {name: tensor for name, tensor in found.items() if name.startswith("model.")}
     if unlike := found.keys() ^ state.keys():
@@ -256,7 +251,7 @@ def _root_cause(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).splitlines()[0]
+    return in_a_line(error)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridnorm.errors import HybridNormError, nearest
+from hybridnorm.errors import HybridNormError, in_a_line, nearest
 from hybridnorm.recipe import OptimizerConfig
 from hybridnorm.train.import_path import import_class
 from hybridnorm.train.optim.optimizers import Optimizers
@@ -89,9 +89,5 @@ def _try_out(construct: Construct, config: OptimizerConfig) -> None:
             raise HybridNormError("it wants other weights for evaluation than for training")
     except Exception as error:  # the class is the user's: anything can go wrong in it
         raise HybridNormError(
-            f"optimizer.name: {config.name} cannot be used here: {_line(error)}"
+            f"optimizer.name: {config.name} cannot be used here: {in_a_line(error)}"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

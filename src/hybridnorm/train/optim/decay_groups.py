@@ -56,7 +56,7 @@ def decay_table(groups: Sequence[DecayGroup]) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("weight decay", "tensors", "parameters"):
         table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("such as")
+    table.add_column("such as", overflow="fold")
     for group in groups:
         count = sum(parameter.numel() for parameter in group.members.values())
         table.add_row(

@@ -84,7 +84,7 @@ class MetricsFile(Hook):
 
 
 class Mirror(Hook):
-    """Shows the numbers in a tracker."""
+    """Shows the numbers in a tracker; texts of custom hooks are in metrics.jsonl alone."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
@@ -93,8 +93,8 @@ class Mirror(Hook):
         self.after_evaluation(state, row)
 
     def after_evaluation(self, state: State, row: Row) -> None:
-        shown = {name: value for name, value in row.items() if name != "step" and value is not None}
-        self.tracker.log(row["step"], shown)
+        numbers = {n: v for n, v in row.items() if isinstance(v, int | float) and n != "step"}
+        self.tracker.log(row["step"], numbers)
 
     def end(self, state: State) -> None:
         self.tracker.finish()

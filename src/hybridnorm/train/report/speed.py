@@ -54,15 +54,15 @@ class SpeedMeter:
         self.peak = peak_flops(device)
 
     def row(self, tokens_per_second: float) -> dict[str, float]:
-        """Achieved FLOP/s per rank, their share of the peak (where known), and peak memory.
+        """Achieved FLOP/s, their share of the ranks' peak (where known), and peak memory.
 
         Args:
             tokens_per_second: of all ranks together.
         """
-        achieved = tokens_per_second * self.flops_per_token / self.world_size
+        achieved = tokens_per_second * self.flops_per_token
         row: dict[str, float] = {"flops_per_second": achieved}
         if self.peak is not None:
-            row["mfu"] = achieved / self.peak
+            row["mfu"] = achieved / (self.peak * self.world_size)
         return {**row, "peak_memory_bytes": peak_memory(self.device)}
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from hybridnorm.errors import HybridNormError
+from hybridnorm.errors import HybridNormError, in_a_line
 from hybridnorm.files import read_text, write_whole
 
 _PROJECT = "hybridnorm"
@@ -159,5 +159,4 @@ def _tracking_id(run_dir: Path) -> str:
 
 
 def _dropped(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{name}: {reason}; the run goes on without it, metrics.jsonl has everything"
+    return f"{name}: {in_a_line(error)}; the run goes on without it, metrics.jsonl has everything"
