@@ -40,8 +40,9 @@ Brackets: 95% interval over seeds; `*`: p < 0.05, corrected for the number of ar
 that were run (Holm), and not for there being many rows. In rows of `learning-rate`, *paper* and
 *ours* are the largest stable rate of the arm and that of the baseline: of ours, the highest one up
 to which no run diverged and, at the arm's best rate and above, none ended at the unigram plateau,
-the loss of knowing how frequent each token is and no more.
-*Runs* are all of an arm's, at every rate.
+the loss of knowing how frequent each token is and no more. *Runs* are all of an arm's, at every
+rate. One command makes the page; *made by*, below, names the state of the code that made the runs
+of a study.
 
 A verdict is about the direction, at this size: significant in the paper's is *confirmed*, in the
 other one *contradicted*, however far the sizes of the differences are apart; anything else is *not
