@@ -47,8 +47,10 @@ def test_too_little_time_makes_runs_shorter_and_then_is_refused() -> None:
 
 def test_tasks_are_not_asked_on_the_way_to_advice() -> None:
     asking = {"evaluate.tasks": ("piqa",), "evaluate.every": STEPS}
-    study = fitting("demo", asking, PACE, 18 * (PACE.start + 200 * PACE.step))
-    assert {run.recipe.evaluate.tasks for run in study.runs} == {()}
+    for budget in (18 * (PACE.start + 200 * PACE.step), 90 * RUN):
+        study = fitting("demo", asking, PACE, budget)
+        assert {run.recipe.evaluate.tasks for run in study.runs} == {()}
+        study.runs[0].changed("trial", {"train.eval_every": 7, "train.steps": 140})
 
 
 def advised(study: Study, folder: Path, losses: dict[tuple[str, float], list[float]]) -> str:

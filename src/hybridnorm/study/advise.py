@@ -144,7 +144,8 @@ def _study(
         "recipe": path,
         "baseline": own,
         "correct": "holm",
-        "set": {k: v for k, v in overrides.items() if k not in grid},
+        # Advice rests on the held-out loss alone.
+        "set": {k: v for k, v in overrides.items() if k not in grid} | {"evaluate.tasks": []},
         "grid": grid,
     }
     return study_of(Path.cwd() / f"{Path(name).stem}-advice.toml", table)
@@ -160,8 +161,7 @@ def _shortened(name: str, overrides: Mapping[str, object], steps: int) -> dict[s
     """Fields of a run of fewer steps, its schedule in proportion."""
     recipe = load_recipe(name, overrides).in_steps()
     schedule, part = recipe.schedule, steps / recipe.train.steps
-    fields: dict[str, Any] = {
-        "evaluate.tasks": (),
+    fields = {
         "train.steps": steps,
         "train.eval_every": max(1, steps // 4),
         "train.checkpoint_every": steps,
@@ -176,7 +176,6 @@ def _shortened(name: str, overrides: Mapping[str, object], steps: int) -> dict[s
 def _pace(study: Study, jobs: int, console: Console) -> Pace:
     """Measured with short runs."""
     short = {
-        "evaluate.tasks": (),  # advice rests on the held-out loss alone
         "schedule.decay_steps": None,
         "schedule.warmup_steps": 1,
         "train.steps": _TRIAL,
