@@ -41,8 +41,9 @@ that were run (Holm), and not for there being many rows. In rows of `learning-ra
 *ours* are the largest stable rate of the arm and that of the baseline: of ours, the highest one up
 to which no run diverged and, at the arm's best rate and above, none ended at the unigram plateau,
 the loss of knowing how frequent each token is and no more. *Runs* are all of an arm's, at every
-rate. One command makes the page; *made by*, below, names the state of the code that made the runs
-of a study.
+rate. Runs of one model, placement, rate and seed are the same in every study (those of 0.6M in
+`placements`, `depth` and `scaling`): such rows are no second evidence. One command makes the page;
+*made by*, below, names the state of the code that made the runs of a study.
 
 A verdict is about the direction, at this size: significant in the paper's is *confirmed*, in the
 other one *contradicted*, however far the sizes of the differences are apart; anything else is *not
