@@ -44,4 +44,4 @@ def test_verdicts_follow_the_runs(tmp_path: Path) -> None:
     rates = {"post-norm": 1e-3, "hybridnorm": 9e-3, "keel": 1e-3}
     found = list(rows({"study": "s", "source": "T", "rate": 4e-3, "arms": rates}, folder))
     assert [row[-1] for row in found] == ["confirmed", "**contradicted**", "not run yet"]
-    assert found[0][1:3] == ["0.001 to 0.004", "0.001 to ≥ 0.004"]
+    assert found[0][1:3] == ["0.001 against 0.004", "0.001 against ≥ 0.004"]
